@@ -1,0 +1,22 @@
+"""Which positions a step recomputes, and what it reuses. One cache per file; the file name is its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from ..canvas import Canvas
+from ..context import Context
+
+
+class Cache(ABC):
+    ahead: bool = False  # does every pass predict beyond the block?
+
+    def begin(self, canvas: Canvas) -> None:
+        """Called once per canvas; ValueError when the model's attention does not allow this cache."""
+
+    def enter(self, canvas: Canvas) -> None:
+        """Called once per block, before its first prediction."""
+
+    @abstractmethod
+    def plan(self, canvas: Canvas) -> Context:
+        """What the next pass recomputes, by which rule, and what it may reuse."""

@@ -1,0 +1,204 @@
+"""The canvas: the sequences being written, and which part of them is being worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .attention import FULL, Attention
+from .context import Rule, Window
+from .rules import causal, leading, not_later, within
+
+NOWHERE = Window(0, 0)
+
+
+@dataclass
+class Canvas:
+    """Rows need not be aligned: each has its own length and its own first blank, and nothing is padded on the left.
+
+    Shapes: B rows, L positions (room for the longest row), W positions under the window.
+    """
+
+    tokens: Tensor  # (B, L) what is written so far
+    given: Tensor  # (B, L) True where a token was given and must not change, and beyond a row's end
+    mask_id: int
+    lengths: Tensor  # (B,) the true length of each row; on the CPU
+    seeds: Tensor  # (B,) what keys each row's random choices
+    attention: Attention | None = None  # how the model is to look; None: as it was trained (the loop fills it in)
+    block: Window = field(default=NOWHERE, init=False)  # the part to finish now
+    window: Window = field(default=NOWHERE, init=False)  # the part the latest prediction covers
+    number: int = field(default=0, init=False)  # of the block, from 1
+    step: int = field(default=0, init=False)  # predictions made for this block
+    budget: int = field(default=0, init=False)  # predictions allowed for this block
+    forwards: int = field(default=0, init=False)  # predictions made since the beginning
+
+    def __post_init__(self):
+        blank = ~self.given
+        if self.mask_id < 0:
+            raise ValueError("the model has no mask token: adapt it first, or load it with mask_id=...")
+        if not bool(blank.any(1).all()):
+            raise ValueError("every row needs at least one blank")
+        self.first = blank.int().argmax(1).cpu()  # (B,) where each row's first blank is
+
+    @classmethod
+    def answering(
+        cls,
+        prompts: Tensor | Sequence[Tensor],
+        length: int,
+        mask_id: int,
+        seeds: Tensor | None = None,
+        attention: Attention | None = None,
+    ) -> Canvas:
+        """Prompts, (B, P) or one (P,) tensor a row, each followed by `length` blanks."""
+        if length < 1:
+            raise ValueError(f"length is {length}; expected at least one position to write")
+        rows = list(prompts)
+        if not rows:
+            raise ValueError("no prompt was given; expected at least one row")
+        blanks = rows[0].new_full((length,), mask_id)
+        return cls.filling([torch.cat([row, blanks]) for row in rows], mask_id, seeds, attention)
+
+    @classmethod
+    def filling(
+        cls,
+        rows: Tensor | Sequence[Tensor],
+        mask_id: int,
+        seeds: Tensor | None = None,
+        attention: Attention | None = None,
+    ) -> Canvas:
+        """Sequences whose blanks hold `mask_id`, (B, L) or one tensor a row: infilling, editing, constrained text."""
+        rows = list(rows)
+        device = rows[0].device
+        lengths = torch.tensor([len(row) for row in rows])
+        firsts = torch.tensor([int((row == mask_id).int().argmax()) for row in rows])
+        # A window reaches as far beyond a row's first blank as the longest rest of any row.
+        room = int(firsts.max() + (lengths - firsts).max())
+        tokens = torch.zeros(len(rows), room, dtype=torch.long, device=device)
+        given = torch.ones(len(rows), room, dtype=torch.bool, device=device)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row)] = row
+            given[index, : len(row)] = row != mask_id
+        if seeds is None:
+            seeds = torch.randint(2**31, (len(rows),))
+        return cls(tokens, given, mask_id, lengths, seeds.to(device), attention)
+
+    @property
+    def look(self) -> Attention:
+        """How the model looks."""
+        return self.attention or FULL
+
+    def blocks(self, size: int | None) -> Iterator[Window]:
+        """Left to right, each row from its own first blank on; anchored to absolute positions for block attention."""
+        if size is not None and size < 1:
+            raise ValueError(f"block is {size}; expected at least one position")
+        start = self.first
+        if self.look.kind == "block":
+            size = size or self.look.block
+            assert size is not None
+            start = start - start % size
+        rest = int((self.lengths - start).max())
+        size = rest if size is None else size
+        self.reserve(int(start.max()) + rest)
+        for done in range(0, rest, size):
+            yield Window.of(start + done, min(size, rest - done))
+
+    def reserve(self, room: int) -> None:
+        """Make room for `room` positions a row."""
+        more = room - self.tokens.shape[1]
+        if more > 0:
+            self.tokens = torch.cat([self.tokens, self.tokens.new_zeros(len(self.tokens), more)], 1)
+            self.given = torch.cat([self.given, self.given.new_ones(len(self.given), more)], 1)
+
+    def enter(self, block: Window, steps: int | None) -> None:
+        """Begin a block in which `steps` predictions are allowed (None: one for each position).
+
+        A leader model has one more, for the leader: it comes with the pass that commits the block before.
+        """
+        self.block, self.number, self.step = block, self.number + 1, 0
+        self.budget = block.width if steps is None else steps + int(self.look.leads)
+
+    @property
+    def leading(self) -> bool:
+        """Is this the pass that reads what is committed and predicts the block's first token alone?"""
+        return self.look.leads and self.step == 0
+
+    @property
+    def rule(self) -> Rule | None:
+        """Who may look at whom in this pass."""
+        match self.look.kind:
+            case "full":
+                return within(self.lengths) if bool((self.lengths != self.tokens.shape[1]).any()) else None
+            case "block":
+                return self.existing(not_later(self.look.block or self.block.width))
+            case _ if self.leading:
+                return causal
+            case _:
+                return self.existing(leading(self.block.starts, self.block.width))
+
+    def existing(self, rule: Rule) -> Rule:
+        """The rule, less the positions of the block that lie beyond the end of a row."""
+        if bool((self.starts + self.block.width > self.lengths).any()):
+            return lambda q, k: rule(q, k) & within(self.lengths)(q, k)
+        return rule
+
+    def reads(self, ahead: bool, revises: bool) -> Tensor:
+        """(N,) flat indices into (B, W) of the positions a decoder will look at."""
+        if ahead:
+            wanted = ~self.window.take(self.given) if revises else self.blank
+        else:
+            wanted = self.free if revises else self.open
+        if self.leading:
+            here = self.window.positions(self.tokens.device)
+            wanted = wanted & (here == self.starts.to(here.device)[:, None])
+        return wanted.flatten().nonzero()[:, 0]
+
+    def write(self, tokens: Tensor) -> None:
+        """New (B, W) tokens under the window."""
+        self.window.put(self.tokens, tokens)
+
+    @property
+    def starts(self) -> Tensor:
+        """(B,) where the current block begins in each row."""
+        starts = self.block.starts
+        return torch.full_like(self.lengths, starts) if isinstance(starts, int) else starts
+
+    @property
+    def seen(self) -> Tensor:
+        """(B, W) the tokens under the window."""
+        return self.window.take(self.tokens)
+
+    @property
+    def blank(self) -> Tensor:
+        """(B, W) what is still to be written, in this block or beyond."""
+        return (self.seen == self.mask_id) & ~self.window.take(self.given)
+
+    @property
+    def free(self) -> Tensor:
+        """(B, W) positions of the current block that were not given."""
+        here = self.window.positions(self.tokens.device)
+        start = self.starts.to(here.device)[:, None]
+        return ~self.window.take(self.given) & (here >= start) & (here < start + self.block.width)
+
+    @property
+    def open(self) -> Tensor:
+        """(B, W) blanks of the current block."""
+        return self.free & (self.seen == self.mask_id)
+
+    @property
+    def finished(self) -> bool:
+        """Is the current block?"""
+        inside = self.block.take(self.tokens) == self.mask_id
+        return not bool((inside & ~self.block.take(self.given)).any())
+
+    @property
+    def progress(self) -> float:
+        """Share of the blanks that have been written."""
+        left = (self.tokens == self.mask_id) & ~self.given
+        return 1 - float(left.sum() / (~self.given).sum())
+
+    def rows(self) -> list[Tensor]:
+        """The sequences at their true lengths."""
+        return [row[:n] for row, n in zip(self.tokens, self.lengths.tolist(), strict=True)]

@@ -1,0 +1,81 @@
+"""The command line: one function per command, its signature the options."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import typer
+
+from . import demo, describe, learn, measure, write
+
+ROOT = str(Path(__file__).parent.parent)
+
+app = typer.Typer(
+    name="unveil",
+    help="Diffusion language models: adapt any autoregressive checkpoint, then fill, generate and score with it.",
+    epilog="Example: unveil fill 'def area(radius):[[24]]return result'",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command, examples in {
+    demo.demo: ["unveil demo", "unveil demo --minutes 1 --out report.html"],
+    learn.adapt: ["unveil adapt stdlib-ar --minutes 3 --out my-dlm", "unveil adapt PARENT --data notes/ --out my-dlm"],
+    learn.train: ["unveil train --recipe stdlib-ar --out my-ar", "unveil train --data a.txt --minutes 10 --out my-ar"],
+    write.generate: ["unveil generate 'def mean(values):' --length 48", "echo 'import os' | unveil generate"],
+    write.fill: ["unveil fill 'def area(radius):[[24]]return result'", "unveil fill 'x = [[2-8]]\\n' --json"],
+    measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
+    describe.list_: ["unveil list", "unveil list decoders"],
+    describe.info: ["unveil info stdlib-dlm"],
+    describe.export: ["unveil export stdlib-dlm plain-llama --parent --dtype bfloat16"],
+}.items():
+    shown = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}".replace("[[", "\\[[") for line in examples)
+    app.command(command.__name__.rstrip("_"), epilog=shown, no_args_is_help=False)(command)
+
+
+def version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from .. import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run one command. A user's mistake is one sentence on stderr and exit code 2; a bug is a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not mistake(error):
+            raise
+        print(f"unveil: {' '.join(str(sentence(error)).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def mistake(error: Exception) -> bool:
+    """Did the library refuse something, or the system fail it, rather than code go wrong underneath?
+
+    The library says what it refuses in its own words: such an error was raised in its own files.
+    """
+    if not isinstance(error, ValueError):
+        return True
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(ROOT)
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, without the number that systems put before it."""
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
+        return f"{error.strerror[0].lower()}{error.strerror[1:]}" + (f": {error.filename}" if error.filename else "")
+    return str(error)

@@ -1,0 +1,188 @@
+"""`unveil train` and `unveil adapt`: a recipe, flags that override it, and a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .places import model_place, recipe_place
+from .say import Json, result, table
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..start import Start
+    from ..train.recipe import Recipe
+
+Out = Annotated[str, typer.Option("--out", "-o", help="The folder of the new model, with its log and checkpoints.")]
+Name = Annotated[str, typer.Option("--recipe", "-r", help="A name from unveil list recipes, or a .toml file.")]
+Data = Annotated[list[str] | None, typer.Option(help="Files, folders, a hub data set, or stdlib; may be repeated.")]
+Field = Annotated[str | None, typer.Option(help="The text's field in .jsonl and .parquet rows.")]
+Goal = Annotated[str | None, typer.Option(help="A spec such as leader(n=8).")]
+Minutes = Annotated[float | None, typer.Option(help="Stop after so many minutes; replaces the recipe's limit.")]
+Tokens = Annotated[
+    float | None, typer.Option(help="Stop after so many tokens, as in 5e6; replaces the recipe's limit.")
+]
+Updates = Annotated[int | None, typer.Option(help="Stop after so many updates; replaces the recipe's limit.")]
+Rows = Annotated[int | None, typer.Option(help="Sequences an update.")]
+Length = Annotated[int | None, typer.Option(help="Positions a sequence.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate at its peak.")]
+Seed = Annotated[int | None, typer.Option(help="Of weights, data order and noise.")]
+More = Annotated[list[str] | None, typer.Option("--set", help="Any other field, as NAME=VALUE; may be repeated.")]
+Shift = Annotated[bool | None, typer.Option("--shift/--no-shift", help="Read token i at i - 1; default: as usual.")]
+Resume = Annotated[bool, typer.Option(help="Continue the run in the folder.")]
+Overwrite = Annotated[bool, typer.Option(help="Begin again in a folder that is not empty.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Shaping = Annotated[int | None, typer.Option(help="Of a network with random weights.")]
+
+
+def train(
+    out: Out,
+    recipe: Name = "stdlib-ar",
+    parent: Annotated[str | None, typer.Option(help="Continue from this checkpoint; default: random weights.")] = None,
+    data: Data = None,
+    field: Field = None,
+    objective: Goal = None,
+    minutes: Minutes = None,
+    tokens: Tokens = None,
+    steps: Updates = None,
+    rows: Rows = None,
+    length: Length = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    vocab: Annotated[int | None, typer.Option(help="Tokens of the tokenizer trained when there is no parent.")] = None,
+    width: Shaping = None,
+    layers: Shaping = None,
+    heads: Shaping = None,
+    set_: More = None,
+    shift: Shift = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train from random weights, or go on from a checkpoint, with any objective."""
+    flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
+    flags |= {"seed": seed, "vocab": vocab, "width": width, "layers": layers, "heads": heads}
+    limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
+    run(combined(recipe, flags, limits, data, set_), out, shift, resume, overwrite, device, json)
+
+
+def adapt(
+    out: Out,
+    parent: Annotated[
+        str, typer.Argument(help="An autoregressive checkpoint: folder, hub id, or embedded.")
+    ] = "stdlib-ar",
+    recipe: Name = "leader",
+    data: Data = None,
+    field: Field = None,
+    objective: Goal = None,
+    minutes: Minutes = None,
+    tokens: Tokens = None,
+    steps: Updates = None,
+    rows: Rows = None,
+    length: Length = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    set_: More = None,
+    shift: Shift = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Turn an autoregressive checkpoint into a diffusion language model that still loads as its parent."""
+    flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
+    limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
+    run(combined(recipe, flags | {"seed": seed}, limits, data, set_), out, shift, resume, overwrite, device, json)
+
+
+def combined(name: str, flags: dict, limits: dict, data: list[str] | None, more: list[str] | None) -> Recipe:
+    """The recipe with the flags put over it. A limit given as a flag replaces all limits of the recipe."""
+    from ..train.recipe import Recipe
+
+    flags["data"] = ",".join(data) if data else None
+    if any(limit is not None for limit in limits.values()):
+        flags |= {each: limit or 0 for each, limit in limits.items()}
+    for pair in more or []:
+        field, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set expects NAME=VALUE, got {pair!r}")
+        flags[field.strip()] = plain(value.strip())
+    recipe = Recipe.read(recipe_place(name), **flags)
+    if recipe.parent:
+        model_place(recipe.parent)
+    return recipe
+
+
+def plain(value: str) -> object:
+    """A flag's text as TOML would read it, or as the string that it is."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: bool, device: str, json: bool) -> None:
+    """Train, and say what came of it."""
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from ..start import start
+    from ..train import train as learn
+    from ..train.checkpoint import claim
+
+    claim(Path(out), resume, False) if resume or not overwrite else None  # before minutes are spent on the data
+    console = Console(stderr=True, quiet=json and not sys.stderr.isatty())
+    console.print(f"reading {recipe.data}", highlight=False)
+    made = start(recipe, shift=shift)
+    made.model.to(device)
+    corpus, count = made.corpus, sum(p.numel() for p in made.model.parameters())
+    console.print(
+        f"{count:,} parameters, {corpus.train.tokens:,} tokens to train on, {corpus.held_out.tokens:,} held out",
+        highlight=False,
+    )
+    found = learn(
+        made.model,
+        made.objective,
+        corpus.train,
+        recipe,
+        out=out,
+        text=made.text,
+        resume=resume,
+        overwrite=overwrite,
+        evaluate=lambda model: score(model, made, recipe.length),
+        sample=lambda model: sample(model, made),
+        console=console,
+        unveil={"data": recipe.data, **({"parent": recipe.parent} if recipe.parent else {})},
+    )
+    last = {name: value for name, value in found.metrics.items() if name != "parts"}
+    lines = table([("model", found.path), *((name, shown(value)) for name, value in last.items())])
+    result({"model": found.path, "parameters": count, **last}, json, [*lines, "", f"try: unveil info {found.path}"])
+
+
+def shown(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def score(model: Denoiser, made: Start, length: int) -> dict[str, float]:
+    """Held-out numbers: the model's own figure, and its autoregressive one where it has such a mode."""
+    return {}
+
+
+def sample(model: Denoiser, made: Start) -> str:
+    """A text that the model begins itself."""
+    import torch
+
+    from ..sample import generate
+
+    if model.mask_id < 0:
+        return ""
+    empty = torch.zeros(1, 0, dtype=torch.long, device=next(model.parameters()).device)
+    look = model.attention
+    cache = "causal" if look.exact else "recompute"
+    return made.text.decode(generate(model, empty, 64, "confidence", cache=cache, block=look.block, seed=0)[0])

@@ -1,0 +1,79 @@
+"""Where names lead: embedded models, recipes, and the one-line descriptions of what there is to choose from."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+EMBEDDED = ("stdlib-ar", "stdlib-dlm")
+KINDS = ("decoders", "caches", "objectives", "families")
+
+
+def model_place(name: str) -> str:
+    """What the user calls a model, refused early where it is an embedded one that this build lacks."""
+    if name in EMBEDDED and not (Path(name).exists() or (PACKAGE / "models" / name / "config.json").is_file()):
+        raise ValueError(
+            f"the embedded model {name} is not part of this build; name a folder or a hub id, or train it: "
+            f"unveil {'train' if name == 'stdlib-ar' else 'adapt my-ar'} --recipe {name} --out my-model"
+        )
+    return name
+
+
+def recipes() -> dict[str, Path]:
+    """Recipe files by name: those in the package, or beside it in a checkout."""
+    found: dict[str, Path] = {}
+    for folder in (PACKAGE / "recipes", PACKAGE.parent / "recipes"):
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def recipe_place(name: str) -> Path:
+    """A recipe's file, by its path or by its name."""
+    if name.endswith(".toml"):
+        return Path(name)
+    known = recipes()
+    if name not in known:
+        raise ValueError(f"no recipe called {name!r}; there are: {', '.join(known)}; or give the path of a .toml file")
+    return known[name]
+
+
+def described(kind: str) -> dict[str, str]:
+    """Each choice of a kind with its one line, read from the source without running it."""
+    if kind == "recipes":
+        return {name: first_comment(path) for name, path in recipes().items()}
+    return {path.stem: first_sentence(path) for path in sorted((PACKAGE / kind).glob("[a-z]*.py"))}
+
+
+def first_sentence(path: Path) -> str:
+    """The first line of a file's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def spec_options(kind: str, name: str) -> dict[str, str]:
+    """The options of a choice that its own class adds, with their defaults as they are written there."""
+    tree = ast.parse((PACKAGE / kind / f"{name}.py").read_text(encoding="utf-8"))
+    called = name.replace("_", "")
+    body = next((n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == called), [])
+    found = {}
+    for line in body:
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
+            continue
+        if isinstance(line.value, ast.Call):
+            value = next((k.value for k in line.value.keywords if k.arg == "default"), None)
+            if value is None or any(k.arg == "init" for k in line.value.keywords):
+                continue
+        else:
+            value = line.value
+        found[line.target.id] = ast.unparse(value)
+    return found
+
+
+def first_comment(path: Path) -> str:
+    """What the comment at the top of a recipe says, or its objective."""
+    text = path.read_text(encoding="utf-8")
+    if text.startswith("#"):
+        return text.split("\n")[0].lstrip("# ")
+    return str(tomllib.loads(text).get("objective", ""))

@@ -1,0 +1,192 @@
+"""`unveil generate` and `unveil fill`: write text, live in a terminal and plain elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import blanks
+from .places import model_place
+from .say import Json, result
+
+if TYPE_CHECKING:
+    from ..canvas import Canvas
+    from ..codecs.text import Text
+    from ..decoders import Decoder
+    from ..denoiser import Denoiser
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id or an embedded model.")]
+Decoding = Annotated[str, typer.Option("--decoder", "-d", help="A spec such as threshold(tau=0.9); see unveil list.")]
+Caching = Annotated[
+    str | None, typer.Option("--cache", "-c", help="A spec; default: causal where exact, else recompute.")
+]
+Block = Annotated[int | None, typer.Option(help="Positions per block; default: the model's own, or one block.")]
+Steps = Annotated[int | None, typer.Option(help="Predictions allowed per block; default: as the decoder likes.")]
+Seed = Annotated[int, typer.Option(help="Keys every random choice; row b uses seed + b.")]
+Heat = Annotated[float | None, typer.Option("--temperature", "-t", help="0: the likeliest token.")]
+TopP = Annotated[float | None, typer.Option(help="Share of probability that draws are made from.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="One or more; default: standard input.")] = None,
+    model: Model = "stdlib-dlm",
+    length: Annotated[int, typer.Option("--length", "-l", help="Tokens to write.")] = 64,
+    decoder: Decoding = "threshold",
+    cache: Caching = None,
+    block: Block = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    temperature: Heat = None,
+    top_p: TopP = None,
+    n: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
+    chat: Annotated[bool, typer.Option(help="Put prompts into the model's chat template.")] = False,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Continue prompts: diffusion in blocks, or token by token with --block 1 where the model can."""
+    from .. import hub
+    from ..canvas import Canvas
+    from ..sample import row_seeds
+
+    if n < 1:
+        raise ValueError(f"-n is {n}; expected at least one answer per prompt")
+    given = prompts or [sys.stdin.read().removesuffix("\n") if not sys.stdin.isatty() else ""]
+    network, text = hub.load(model_place(model), device=device)
+    network.eval()
+    rows = [ids for prompt in given for ids in [tokens(text, prompt, chat)] * n]
+    titles = [prompt.split("\n")[0][:60] for prompt in given for _ in range(n)]
+    chosen = chosen_decoder(decoder, temperature, top_p)
+    if n > 1 and not chosen.temperature:
+        print("at temperature 0 all answers to a prompt are the same; try --temperature 0.8", file=sys.stderr)
+    import torch
+
+    prompt_rows = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
+    canvas = Canvas.answering(prompt_rows, length, network.mask_id, row_seeds(seed, len(rows)))
+    cost = run(network, text, canvas, chosen, cache, block, steps, titles, json)
+    samples = []
+    for index, (row, ids) in enumerate(zip(canvas.rows(), rows, strict=True)):
+        answer = row[len(ids) :].tolist()
+        if text.eos_id in answer:
+            answer = answer[: answer.index(text.eos_id)]
+        prompt, completion = given[index // n], text.decode(answer)
+        whole = completion if chat else prompt + completion
+        samples.append({"prompt": prompt, "completion": completion, "text": whole, "seed": seed + index})
+    made = {"model": model, "decoder": decoder, **cost, "samples": samples}
+    if json or not sys.stdout.isatty():
+        result(made, json, [sample["text"] for sample in samples])
+
+
+def fill(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="With blanks; default: stdin.")] = None,
+    model: Model = "stdlib-dlm",
+    length: Annotated[int, typer.Option("--length", "-l", help="Tokens in a blank written [[]].")] = 16,
+    decoder: Decoding = "confidence",
+    cache: Caching = None,
+    block: Block = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    temperature: Heat = None,
+    top_p: TopP = None,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Fill blanks anywhere: [[8]] is eight tokens, [[2-12]] the best length in that range, [[]] the default."""
+    import torch
+
+    from .. import hub
+    from ..attention import FULL
+    from ..canvas import Canvas
+    from ..sample import row_seeds
+
+    given = [t.replace("\\n", "\n").replace("\\t", "\t") for t in texts or [sys.stdin.read()]]
+    templates = [blanks.parse(each, lambda t: [], None, length) for each in given]  # refuses before anything is loaded
+    network, text = hub.load(model_place(model), device=device)
+    network.eval()
+    templates = [blanks.parse(each, text.encode, text.start_id, length) for each in given]
+    chosen = chosen_decoder(decoder, temperature, top_p)
+    attention = FULL if network.attention.kind == "leader" else network.attention
+    filled, costs = [], []
+    for number, (template, source) in enumerate(zip(templates, given, strict=True)):
+        choices = list(template.rows(network.mask_id))
+        rows = [torch.tensor(row, dtype=torch.long, device=device) for _, row in choices]
+        best, scores = 0, [None]
+        if len(rows) > 1:
+            canvas = Canvas.filling(rows, network.mask_id, row_seeds([seed + number] * len(rows), len(rows)), attention)
+            run(network, text, canvas, chosen, cache, block, steps, [], True)
+            scores = blanks.fit(network, canvas, seed)
+            best = min(range(len(scores)), key=scores.__getitem__)
+        canvas = Canvas.filling(rows[best : best + 1], network.mask_id, row_seeds(seed + number, 1), attention)
+        costs.append(run(network, text, canvas, chosen, cache, block, steps, [source.split("\n")[0][:60]], json))
+        lengths = choices[best][0]
+        whole, parts = spelled(text, canvas.rows()[0].tolist(), template, lengths)
+        filled.append({"text": whole, "blanks": parts, "lengths": list(lengths), "bound": scores[best]})
+    total = {name: sum(cost[name] for cost in costs) for name in ("forwards", "tokens", "seconds")}
+    shared = {name: costs[0][name] for name in ("cache", "block", "steps")}
+    if json or not sys.stdout.isatty():
+        result(
+            {"model": model, "decoder": decoder, **shared, **total, "filled": filled}, json, [f["text"] for f in filled]
+        )
+
+
+def spelled(text: Text, row: list[int], template: blanks.Template, lengths: tuple[int, ...]) -> tuple[str, list[str]]:
+    """The whole text without special tokens, and what stands in each blank."""
+    parts, at = [], 0
+    for piece, length in zip(template.pieces, lengths, strict=False):
+        at += len(piece)
+        parts.append(text.decode(row[at : at + length]))
+        at += length
+    return text.decode(row), parts
+
+
+def tokens(text: Text, prompt: str, chat: bool) -> list[int]:
+    """A prompt as the model was trained to begin."""
+    if chat:
+        return text.chat([{"role": "user", "content": prompt}])
+    return ([] if text.start_id is None else [text.start_id]) + text.encode(prompt)
+
+
+def chosen_decoder(name: str, temperature: float | None, top_p: float | None) -> Decoder:
+    """A decoder by its spec, with the flags put over it."""
+    from dataclasses import replace
+
+    from .. import spec
+
+    flags = {"temperature": temperature, "top_p": top_p}
+    return replace(spec.build("decoders", name), **{k: v for k, v in flags.items() if v is not None})
+
+
+def run(
+    network: Denoiser,
+    text: Text,
+    canvas: Canvas,
+    decoder: Decoder,
+    cache: str | None,
+    block: int | None,
+    steps: int | None,
+    titles: list[str],
+    quiet: bool,
+) -> dict:
+    """Finish a canvas, shown live where there is a terminal; what it took."""
+    from rich.console import Console
+
+    from ..sample import denoise
+    from ..watch.frames import frames
+    from ..watch.terminal import play
+
+    look = canvas.attention or network.attention
+    cache = cache or ("causal" if look.exact else "recompute")
+    block = block or look.block
+    chosen = {"cache": cache, "block": block, "steps": steps}
+    blanks_in_all, began = int((~canvas.given).sum()), time.perf_counter()
+    if not quiet and sys.stdout.isatty():
+        play(frames(network, canvas, decoder, **chosen), text, Console(), titles=titles)
+    else:
+        deque(denoise(network, canvas, decoder, **chosen), maxlen=0)
+    seconds = time.perf_counter() - began
+    spent = {"forwards": canvas.forwards, "tokens": blanks_in_all, "seconds": round(seconds, 4)}
+    return {**chosen, **spent}

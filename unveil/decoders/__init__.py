@@ -1,0 +1,60 @@
+"""What a step writes on the canvas. One decoder per file; the file name is its name on the command line."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..canvas import Canvas
+from ..prediction import Prediction
+
+
+@dataclass
+class Decoder(ABC):
+    ahead: ClassVar[bool] = False  # does it read predictions beyond the block?
+    revises: ClassVar[bool] = False  # does it read predictions for what it has already written?
+
+    temperature: float = field(default=0.0, kw_only=True)  # 0: the likeliest token
+    top_p: float = field(default=1.0, kw_only=True)  # share of probability that draws are made from
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; expected 0 (the likeliest token) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; expected more than 0 and at most 1")
+
+    def begin(self, canvas: Canvas) -> None:
+        """Called once per canvas."""
+
+    def enter(self, canvas: Canvas) -> None:
+        """Called once per block, before its first prediction."""
+
+    @abstractmethod
+    def write(self, canvas: Canvas, seen: Prediction) -> Tensor:
+        """The new (B, W) tokens of `canvas.window`. Writing `mask_id` takes a token back."""
+
+    def done(self, canvas: Canvas) -> bool:
+        return canvas.finished
+
+
+def quota(canvas: Canvas) -> Tensor:
+    """(B,) LLaDA's equal share of the block's blanks for this step: ceil(left / steps left)."""
+    left = canvas.block.take((canvas.tokens == canvas.mask_id) & ~canvas.given).sum(-1)
+    return -(-left // max(canvas.budget - canvas.step, 1))
+
+
+def top(score: Tensor, allowed: Tensor, count: Tensor | int) -> Tensor:
+    """True at the `count` best allowed positions of each row; of equals the leftmost."""
+    order = score.masked_fill(~allowed, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, places)
+    return (rank < torch.as_tensor(count, device=score.device).view(-1, 1)) & allowed
+
+
+def above(score: Tensor, allowed: Tensor, level: Tensor | float, least: int = 1) -> Tensor:
+    """True where an allowed position reaches `level`, and at the `least` best, so that every step advances."""
+    return (allowed & (score >= level)) | top(score, allowed, least)

@@ -1,0 +1,1 @@
+"""Networks: the one backbone and what can be built around it."""

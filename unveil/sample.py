@@ -1,0 +1,166 @@
+"""The sampling loop. Prompting, infilling, editing, streaming and watching all go through it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from . import spec
+from .attention import FULL, Attention
+from .caches import Cache
+from .canvas import Canvas
+from .context import Context
+from .decoders import Decoder
+from .denoiser import Denoiser
+from .prediction import Prediction
+
+Passes = Generator[Context | None, Tensor | None, None]
+
+
+def passes(canvas: Canvas, decoder: Decoder, cache: Cache, block: int | None, steps: int | None) -> Passes:
+    """The loop as a coroutine: it yields a `Context` to be computed, is sent logits (N, V), writes, and yields None.
+
+    Whoever drives it decides whether a pass is computed alone (`denoise`) or together with others (`together`).
+    """
+    if decoder.ahead and not (cache.ahead and canvas.look.kind == "full"):
+        raise ValueError(
+            f"{name(decoder)} reads predictions beyond the block, and {name(cache)} on a model with "
+            f"{canvas.look.kind} attention makes none"
+        )
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}; expected at least one prediction per block")
+    blocks = list(canvas.blocks(block))
+    cache.begin(canvas)
+    decoder.begin(canvas)
+    for here in blocks:
+        canvas.enter(here, steps)
+        cache.enter(canvas)
+        decoder.enter(canvas)
+        while not decoder.done(canvas) and canvas.step < canvas.budget:
+            context = cache.plan(canvas)
+            assert context.window is not None
+            canvas.window = context.window
+            read = canvas.reads(decoder.ahead, decoder.revises)
+            logits = yield replace(context, read=read)
+            assert logits is not None
+            seen = Prediction(logits, read, canvas)
+            canvas.write(decoder.write(canvas, seen))
+            canvas.step += 1
+            canvas.forwards += 1
+            if canvas.step == canvas.budget:  # out of steps: settle for the latest guess
+                canvas.write(torch.where(canvas.open & seen.seen, seen.best, canvas.seen))
+            yield None
+
+
+def name(choice: Decoder | Cache) -> str:
+    return f"the {type(choice).__name__.lower()} {'decoder' if isinstance(choice, Decoder) else 'cache'}"
+
+
+def prepare(
+    model: Denoiser,
+    canvas: Canvas,
+    decoder: Decoder | str = "confidence",
+    *,
+    cache: Cache | str = "recompute",
+    block: int | None = None,
+    steps: int | None = None,
+) -> Passes:
+    """The coroutine for one canvas, with choices built from their spec strings and the attention settled.
+
+    block   positions per block, left to right from each row's first blank; None: one block
+    steps   predictions allowed per block; None: one token a step for decoders with a quota, as many as others need
+    """
+    canvas.attention = canvas.attention or model.attention
+    longest = int(canvas.lengths.max())
+    if model.context_length is not None and longest > model.context_length:
+        raise ValueError(
+            f"prompt and answer take {longest} positions together; the model's context holds {model.context_length}"
+        )
+    decoder = spec.build("decoders", decoder) if isinstance(decoder, str) else decoder
+    cache = spec.build("caches", cache) if isinstance(cache, str) else cache
+    return passes(canvas, decoder, cache, block, steps)
+
+
+def denoise(
+    model: Denoiser,
+    canvas: Canvas,
+    decoder: Decoder | str = "confidence",
+    *,
+    cache: Cache | str = "recompute",
+    block: int | None = None,
+    steps: int | None = None,
+) -> Iterator[Canvas]:
+    """Finish the canvas block by block with one model call per step, yielding it after every step.
+
+    A terminal, a web page, a benchmark and a test all read this one stream.
+    """
+    run = prepare(model, canvas, decoder, cache=cache, block=block, steps=steps)
+    for context in run:
+        assert context is not None
+        with torch.inference_mode():
+            run.send(model(canvas.tokens, context))
+        yield canvas
+
+
+def generate(
+    model: Denoiser,
+    prompts: Tensor | Sequence[Tensor],
+    length: int,
+    decoder: Decoder | str = "confidence",
+    *,
+    cache: Cache | str = "recompute",
+    block: int | None = None,
+    steps: int | None = None,
+    seed: int | Sequence[int] | None = None,
+) -> Tensor:
+    """Prompts, (B, P) or a list of 1-D tensors, to (B, P + length) tokens: each row its prompt and its answer.
+
+    Rows of unequal length are followed by zeros. `seed` keys every random choice: row b uses seed + b, or the b-th of
+    a list, so that any row of a batch can be written again alone; None: a seed from torch's generator.
+    """
+    rows = [row.long() for row in prompts]
+    empty = any(len(row) == 0 for row in rows)
+    lead = empty and (model.shifted or model.attention.leads)
+    if lead:  # the first token of a next-token predictor needs something to follow
+        if model.bos_id is None:
+            raise ValueError("a prompt is empty and the model has no beginning-of-text token to put in its place")
+        rows = [torch.cat([row.new_tensor([model.bos_id]), row]) for row in rows]
+    canvas = Canvas.answering(rows, length, model.mask_id, row_seeds(seed, len(rows)))
+    deque(denoise(model, canvas, decoder, cache=cache, block=block, steps=steps), maxlen=0)
+    return canvas.tokens[:, int(lead) : int(canvas.lengths.max())]
+
+
+def fill(
+    model: Denoiser,
+    rows: Tensor | Sequence[Tensor],
+    decoder: Decoder | str = "confidence",
+    *,
+    cache: Cache | str = "recompute",
+    block: int | None = None,
+    steps: int | None = None,
+    seed: int | Sequence[int] | None = None,
+    attention: Attention | None = None,
+) -> list[Tensor]:
+    """Sequences whose blanks hold the mask id, (B, L) or a list of 1-D tensors, to the same without blanks.
+
+    Leader models look both ways here, as they do in the share of full batches they were trained on; `attention`
+    chooses otherwise. Block models see what stands before and inside a block and nothing after it.
+    """
+    rows = [row.long() for row in rows]
+    attention = attention or (FULL if model.attention.kind == "leader" else model.attention)
+    canvas = Canvas.filling(rows, model.mask_id, row_seeds(seed, len(rows)), attention)
+    deque(denoise(model, canvas, decoder, cache=cache, block=block, steps=steps), maxlen=0)
+    return canvas.rows()
+
+
+def row_seeds(seed: int | Sequence[int] | None, rows: int) -> Tensor | None:
+    """(B,) one seed a row."""
+    if seed is None or isinstance(seed, int):
+        return None if seed is None else torch.arange(rows) + seed
+    if len(seed) != rows:
+        raise ValueError(f"{len(seed)} seeds for {rows} rows; expected one number, or one seed a row")
+    return torch.tensor(list(seed))

@@ -1,0 +1,114 @@
+"""From a recipe to everything that a training run needs: network, tokenizer, objective and corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import hub, spec
+from .attention import Attention
+from .codecs.text import Text
+from .codecs.train import train_tokenizer
+from .data import Corpus, Packed, prepare, read
+from .denoiser import Denoiser
+from .families import llama
+from .nn.grow import add_mask, bare
+from .nn.shift import Shifted
+from .nn.transformer import Shape
+from .objectives import Objective
+from .objectives.adapt import Adapt
+from .objectives.autoregressive import Autoregressive
+from .objectives.block import Block
+from .objectives.leader import Leader
+from .train.recipe import Recipe
+
+BLANK_SHAPES = ("llama", "mistral", "qwen3")  # families of which a recipe's few numbers describe a network
+
+
+@dataclass
+class Start:
+    """What `train.train` is given."""
+
+    model: Denoiser
+    text: Text
+    objective: Objective
+    corpus: Corpus[Packed]
+
+
+def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, int], None] | None = None) -> Start:
+    """Make what the recipe names. `shift` overrides whether logits at i come from the position before.
+
+    ValueError for whatever the recipe names and is not there, or does not go together.
+    """
+    objective = spec.build("objectives", recipe.objective)
+    sources = recipe.data.split(",")
+    if recipe.parent:
+        model, text = hub.load(recipe.parent)
+        network = bare(model)
+    else:
+        text = train_tokenizer((document.text for document in read(sources, field=recipe.field)), recipe.vocab)
+        network = bare(hub.fresh(config(recipe, text), seed=recipe.seed))
+        network.bos_id = text.start_id
+    limit = network.s.context
+    if recipe.length > limit:
+        raise ValueError(f"rows of {recipe.length} positions are longer than the model's context of {limit}")
+    corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, report=report)
+    model = dressed(network, text, objective, shift)
+    if isinstance(objective, Leader) and (objective.kl or objective.align):
+        if not recipe.parent:
+            raise ValueError("leader's kl and align compare with a parent, and the recipe names none")
+        objective.parent = hub.load_model(recipe.parent).requires_grad_(False)
+    return Start(model, text, objective, corpus)
+
+
+def dressed(network: Denoiser, text: Text, objective: Objective, shift: bool | None) -> Denoiser:
+    """The network as its objective needs it: with a mask token, the attention it will have, and a shift."""
+    network = bare(network)
+    if isinstance(objective, Autoregressive):
+        network.attention = Attention("causal")
+        return network
+    adapting = network.attention.kind == "causal" and bool(network.config)
+    if network.mask_id < 0:
+        used = text.vocab
+        mask = text.add_mask()
+        if mask < used:
+            network.mask_id = mask  # the tokenizer had one all along
+        else:
+            add_mask(network, used=used)
+    match objective:
+        case Leader(n=n):
+            network.attention, usual = Attention("leader", n + 1), True
+        case Block(size=size):
+            network.attention, usual = Attention("block", size), False
+        case Adapt():
+            network.attention, usual = Attention("full"), True
+        case _:
+            network.attention, usual = Attention("full"), adapting
+    return Shifted(network) if (usual if shift is None else shift) else network
+
+
+def config(recipe: Recipe, text: Text) -> dict:
+    """The config.json of a network with random weights."""
+    if recipe.family not in BLANK_SHAPES:
+        raise ValueError(
+            f"random weights of the family {recipe.family!r} cannot be described by a recipe; "
+            f"there are: {', '.join(BLANK_SHAPES)}; or give a parent"
+        )
+    if recipe.width % recipe.heads:
+        raise ValueError(f"a width of {recipe.width} is no multiple of {recipe.heads} heads")
+    kv_heads = recipe.kv_heads or recipe.heads
+    if recipe.heads % kv_heads:
+        raise ValueError(f"{recipe.heads} heads are no multiple of {kv_heads} key-value heads")
+    shape = Shape(
+        vocab=text.vocab,
+        width=recipe.width,
+        layers=recipe.layers,
+        heads=recipe.heads,
+        kv_heads=kv_heads,
+        hidden=recipe.hidden or -(-recipe.width * 8 // 3 // 64) * 64,
+        head_size=recipe.width // recipe.heads,
+        context=max(2048, recipe.length),
+        tied=recipe.tied,
+    )
+    names = {"mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+    return {**llama.describe(shape), "model_type": recipe.family, "architectures": [names[recipe.family]]}

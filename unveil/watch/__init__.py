@@ -1,0 +1,1 @@
+"""Looking at a run: what each step changed, in the terminal and on a page."""
