@@ -80,9 +80,9 @@ def prepare(
         raise ValueError(
             f"prompt and answer take {longest} positions together; the model's context holds {model.context_length}"
         )
-    decoder = spec.build("decoders", decoder) if isinstance(decoder, str) else decoder
-    cache = spec.build("caches", cache) if isinstance(cache, str) else cache
-    return passes(canvas, decoder, cache, block, steps)
+    rule: Decoder = spec.build("decoders", decoder) if isinstance(decoder, str) else decoder
+    kept: Cache = spec.build("caches", cache) if isinstance(cache, str) else cache
+    return passes(canvas, rule, kept, block, steps)
 
 
 def denoise(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,9 +190,11 @@ def _parquet(file: Path, field: str | None) -> Iterator[dict[str, Any]]:
 def _stdlib() -> Iterator[Document]:
     """Python's standard library as installed here, without its tests: one document per source file."""
     root = Path(sysconfig.get_path("stdlib"))
-    inside: Iterable[Path] = (file.relative_to(root) for file in root.rglob("*.py"))
-    names = sorted(name.as_posix() for name in inside if not ASIDE.intersection(name.parts[:-1]))
-    for name in names:
+    names = []
+    for folder, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if name not in ASIDE]  # installed packages would take long to walk
+        names += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
+    for name in sorted(names):
         data = (root / name).read_bytes()
         if data.strip():
             yield Document(name, data.decode("utf-8"))

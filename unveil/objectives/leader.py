@@ -51,9 +51,11 @@ def leading(batch: Batch, n: int) -> Tensor:
     return torch.arange(batch.tokens.shape[1], device=batch.tokens.device) % (n + 1) == 0
 
 
-def draw_followers(batch: Batch, n: int, estimator: Estimator, eps: float, turn: int = 0, turns: int = 1) -> Draw:
+def draw_followers(
+    batch: Batch, n: int, estimator: Estimator, eps: float = 1e-3, *, turn: int = 0, turns: int = 1
+) -> Draw:
     """What to hide among the targets that do not lead a block of n + 1 positions."""
-    return hide(batch, n + 1, batch.targets & ~leading(batch, n), estimator, eps, turn, turns)
+    return hide(batch, n + 1, batch.targets & ~leading(batch, n), estimator, eps, turn=turn, turns=turns)
 
 
 def nats(model: Denoiser, batch: Batch, drawn: Draw, n: int) -> Tensor:

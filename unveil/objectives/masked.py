@@ -13,8 +13,17 @@ from ..processes import Draw, Estimator, draw, groups
 from . import Batch, Loss
 
 
-def hide(batch: Batch, size: int | None, targets: Tensor, estimator: Estimator, eps: float, turn=0, turns=1) -> Draw:
-    """A draw for every document (`size` None) or block of one, keyed by the batch."""
+def hide(
+    batch: Batch,
+    size: int | None,
+    targets: Tensor,
+    estimator: Estimator,
+    eps: float = 1e-3,
+    *,
+    turn: int = 0,
+    turns: int = 1,
+) -> Draw:
+    """What to hide among `targets` (B, L), one level for every document (`size` None) or block of one."""
     parts = groups(batch.tokens.shape, size, batch.documents, batch.tokens.device)
     return draw(targets, parts, batch.seed, batch.keys, estimator=estimator, eps=eps, turn=turn, turns=turns)
 
