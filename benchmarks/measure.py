@@ -120,7 +120,8 @@ class Report:
     """Tables for the terminal, for a Markdown page, and the numbers behind them."""
 
     def __init__(self, name: str, folder: Path = RESULTS, console: Console | None = None):
-        self.name, self.folder, self.console = name, folder, console or Console()
+        self.name, self.folder = name, folder
+        self.console = console or Console(width=None if sys.stdout.isatty() else 140)
         self.pages: list[str] = []
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -180,7 +180,8 @@ def study(name: str, recipe: Recipe, repeats: int, best: float, folder: Path, wo
 
 
 def show(report: Report, found: dict) -> None:
-    title = f"{found['shape']}: {found['parameters'] / 1e6:.1f} M parameters, {found['rows']} x {found['length']}, float32"
+    size = f"{found['rows']} x {found['length']}"
+    title = f"{found['shape']}: {found['parameters'] / 1e6:.1f} M parameters, {size}, float32"
     columns = ("loop", "s per step", "tokens/s", "share of peak", "peak memory, GB", "above imports, GB")
     rows = [
         (

@@ -76,9 +76,7 @@ def test_python_m_unveil_is_the_same_command():
     assert found.stdout.strip().count(".") == 2
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "adapt", "generate", "fill", "score", "list", "info", "export", "demo"]
-)
+@pytest.mark.parametrize("command", ["train", "adapt", "generate", "fill", "score", "list", "info", "export", "demo"])
 def test_every_command_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -175,7 +173,7 @@ def test_blanks_are_read():
 
 
 def test_score_says_bound_or_exact(run, folder):
-    words = ["--data", str(folder / "text.txt"), "--length", "32", "--windows", "8", "--json"]
+    words = ["--data", str(folder / "text.txt"), "--length", "32", "--windows", "8", "--all", "--json"]
     parent = machine(run("score", str(folder / "ar"), *words)[1])
     adapted = machine(run("score", str(folder / "dlm"), *words)[1])
     assert parent["kind"] == "exact"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import families
-from .attention import Attention
+from .attention import FULL, Attention
 from .codecs.text import Text
 from .denoiser import Denoiser
 from .families import Family, Piece
@@ -43,7 +43,8 @@ def load_model(
     """A checkpoint as a denoiser, in eval mode.
 
     `path` is a folder, the name of a built-in model or a hub id. A checkpoint that predicts the next token comes
-    wrapped so that logits at i speak of token i; `raw` gives the bare network. `mask_id` overrides the checkpoint's.
+    wrapped so that logits at i speak of token i; `raw` gives the bare network. `mask_id` overrides the checkpoint's;
+    given for one that knows of no mask, it says that these are the weights of a denoiser with full attention.
     `dtype` is a torch type, its name, or "auto" for the checkpoint's own; None means float32 on a CPU, else "auto".
 
     Raises ValueError when it is no checkpoint, its family is unknown, or a tensor is missing, too many, or mis-shaped.
@@ -183,6 +184,8 @@ def dressed(model: Transformer, family: Family, config: dict, mask_id: int | Non
     attention = family.attention(config)
     if "attention" in ours:
         attention = Attention(ours["attention"], ours.get("block"))
+    elif attention.kind == "causal" and mask_id is not None:
+        attention = FULL  # a mask token makes sense in a model that looks both ways, under whatever family's names
     mask_id = ours.get("mask_id", model.s.mask_id) if mask_id is None else mask_id
     if not -1 <= mask_id < model.s.vocab:
         raise ValueError(f"the mask token {mask_id} is outside of the vocabulary of {model.s.vocab}: give mask_id")

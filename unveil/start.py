@@ -52,7 +52,7 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
     limit = network.s.context
     if recipe.length > limit:
         raise ValueError(f"rows of {recipe.length} positions are longer than the model's context of {limit}")
-    corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, report=report)
+    corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, close=recipe.close, report=report)
     model = dressed(network, text, objective, shift)
     if isinstance(objective, Leader) and (objective.kl or objective.align):
         if not recipe.parent:
@@ -107,7 +107,8 @@ def config(recipe: Recipe, text: Text) -> dict:
         kv_heads=kv_heads,
         hidden=recipe.hidden or -(-recipe.width * 8 // 3 // 64) * 64,
         head_size=recipe.width // recipe.heads,
-        context=max(2048, recipe.length),
+        context=max(1024, recipe.length),
+        eps=1e-5,
         tied=recipe.tied,
     )
     names = {"mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}

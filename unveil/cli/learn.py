@@ -34,6 +34,7 @@ Shift = Annotated[bool | None, typer.Option("--shift/--no-shift", help="Read tok
 Resume = Annotated[bool, typer.Option(help="Continue the run in the folder.")]
 Overwrite = Annotated[bool, typer.Option(help="Begin again in a folder that is not empty.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+WINDOWS = 48  # held-out rows that a run is scored on now and then
 Shaping = Annotated[int | None, typer.Option(help="Of a network with random weights.")]
 
 
@@ -146,6 +147,9 @@ def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: b
         f"{count:,} parameters, {corpus.train.tokens:,} tokens to train on, {corpus.held_out.tokens:,} held out",
         highlight=False,
     )
+    told = {"data": recipe.data, "held_out": recipe.held_out}
+    if recipe.parent:
+        told["parent"] = recipe.parent
     found = learn(
         made.model,
         made.objective,
@@ -158,7 +162,7 @@ def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: b
         evaluate=lambda model: score(model, made, recipe.length),
         sample=lambda model: sample(model, made),
         console=console,
-        unveil={"data": recipe.data, **({"parent": recipe.parent} if recipe.parent else {})},
+        unveil=told,
     )
     last = {name: value for name, value in found.metrics.items() if name != "parts"}
     lines = table([("model", found.path), *((name, shown(value)) for name, value in last.items())])
@@ -170,8 +174,20 @@ def shown(value: object) -> object:
 
 
 def score(model: Denoiser, made: Start, length: int) -> dict[str, float]:
-    """Held-out numbers: the model's own figure, and its autoregressive one where it has such a mode."""
-    return {}
+    """Held-out nats per token: the model's own figure, and that of its autoregressive mode where it has one."""
+    from ..evaluate.likelihood import score as measure
+    from ..train.machine import moved
+
+    side = made.corpus.held_out
+    length = min(length, side.tokens)  # of little text little is held out
+    if length < 2:
+        return {}
+    batch = moved(side.windows(length, WINDOWS), next(model.parameters()).device)
+    own = measure(model, batch, draws=2)
+    found = {"held_out": own.nats} | ({"held_out_stderr": own.stderr} if len(batch.tokens) > 1 else {})
+    if model.attention.kind == "leader":
+        found["held_out_ar"] = measure(model, batch, mode="exact").nats
+    return found
 
 
 def sample(model: Denoiser, made: Start) -> str:

@@ -86,6 +86,10 @@ def score(
     try:
         with torch.inference_mode():
             for batch in pieces(batches, rows, seed):
+                if exact:
+                    reading.unmasked(model, batch.tokens, batch.targets)
+                else:
+                    masked.diffusible(model, batch)
                 sums.append(torch.stack([one(batch, turn) for turn in range(draws)]).double().cpu())
                 counts.append(batch.targets.sum(1).cpu())
     finally:
@@ -126,7 +130,6 @@ def exactly(model: Denoiser) -> tuple[str, Draws]:
 
 def bounded(model: Denoiser, size: int | None, draws: int) -> tuple[str, Draws]:
     """The bound by exact counts, in the layout of the model or in blocks of `size` positions."""
-    masked.has_mask(model)
     if size is not None and size < 0:
         raise ValueError(f"a block has a number of positions, or 0 for whole documents; got {size}")
     size = model.attention.block or 0 if size is None else size

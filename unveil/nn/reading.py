@@ -33,6 +33,14 @@ def apart(documents: Tensor | None, rule: Rule | None, copies: int = 1) -> Rule 
     return rules.both(rule, rules.documents(torch.cat([documents] * copies, dim=1)))
 
 
+def unmasked(model: Denoiser, tokens: Tensor, targets: Tensor) -> None:
+    """Refuse text that holds the mask itself where it is to be predicted: no model may ever predict it."""
+    wrong = (targets & (tokens == model.mask_id)).nonzero()
+    if len(wrong):
+        row, at = wrong[0].tolist()
+        raise ValueError(f"the text holds the mask token {model.mask_id} itself, at position {at} of row {row}")
+
+
 def logits(model: Denoiser, tokens: Tensor, ctx: Context, read: Tensor) -> Tensor:
     """(N, V) logits at flat indices `read` into (B, L); the mask is never predicted."""
     found = model(tokens, replace(ctx, read=read))

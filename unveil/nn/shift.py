@@ -22,6 +22,7 @@ class Shifted(Denoiser):
         assert not model.shifted, "shifting twice would speak of the token before"
         self.model = model
         self.mask_id, self.attention, self.bos_id = model.mask_id, model.attention, model.bos_id
+        self.context_length = model.context_length
         self.shifted = True
 
     def forward(self, tokens: Tensor, ctx: Context = EVERYTHING) -> Tensor:

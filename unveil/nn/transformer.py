@@ -183,7 +183,7 @@ class Transformer(Denoiser):
 
     def __init__(self, s: Shape):
         super().__init__()
-        self.s, self.mask_id = s, s.mask_id
+        self.s, self.mask_id, self.context_length = s, s.mask_id, s.context
         if s.mask_id < 0:
             self.attention = Attention("causal")  # without a mask token it can only be an autoregressive parent
         self.family = ""  # whose names its checkpoint uses

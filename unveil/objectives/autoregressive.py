@@ -30,5 +30,7 @@ class Autoregressive:
         return True
 
     def __call__(self, model: Denoiser, batch: Batch) -> Loss:
+        targets = batch.targets
+        reading.unmasked(model, batch.tokens, targets)
         total = nats(model, batch).sum()
-        return Loss(total, batch.targets.sum(), {"ar": total.detach()})
+        return Loss(total, targets.sum(), {"ar": total.detach()})

@@ -13,7 +13,7 @@ from ..denoiser import Denoiser
 from ..nn import reading
 from ..processes import Draw, Estimator
 from . import Batch, Loss
-from .masked import has_mask, hide
+from .masked import diffusible, hide
 
 
 def two_streams(
@@ -84,7 +84,7 @@ class Block:
         return True
 
     def __call__(self, model: Denoiser, batch: Batch) -> Loss:
-        has_mask(model)
+        diffusible(model, batch)
         same_position(model)
         targets = batch.targets
         drawn = hide(batch, self.size, targets, self.estimator, self.eps)

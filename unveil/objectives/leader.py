@@ -23,7 +23,7 @@ from ..noise import uniform
 from ..processes import MIXTURE, ROW_STEP, Draw, Estimator
 from . import Batch, Loss, autoregressive, masked
 from .block import in_streams, two_streams
-from .masked import has_mask, hide
+from .masked import diffusible, hide
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Leader:
         n, targets = self.size(batch.progress), batch.targets
         if n == 0:
             return autoregressive.Autoregressive()(model, batch)
-        has_mask(model)
+        diffusible(model, batch)
         if self.whole(batch):
             drawn = hide(batch, None, targets, self.estimator, self.eps)
             total = masked.nats(model, batch, drawn, back=reading.lag(model)).sum()

@@ -37,10 +37,11 @@ def nats(model: Denoiser, batch: Batch, drawn: Draw, rule: Rule | None = None, b
     return reading.by_row(found * drawn.weight.flatten()[flat], flat, batch.tokens.shape)
 
 
-def has_mask(model: Denoiser) -> None:
-    """Refuse a checkpoint without a mask token."""
+def diffusible(model: Denoiser, batch: Batch) -> None:
+    """Refuse a checkpoint without a mask token, and text that holds it."""
     if model.mask_id < 0:
         raise ValueError("this model has no mask token, which diffusion needs: load it with mask_id=...")
+    reading.unmasked(model, batch.tokens, batch.targets)
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Masked:
         return True
 
     def __call__(self, model: Denoiser, batch: Batch, rule: Rule | None = None) -> Loss:
-        has_mask(model)
+        diffusible(model, batch)
         targets = batch.targets
         total = nats(model, batch, hide(batch, None, targets, self.estimator, self.eps), rule).sum()
         return Loss(total, targets.sum(), {"diffusion": total.detach()})

@@ -33,6 +33,7 @@ class Recipe:
     data: str = "stdlib"
     field: str = "text"  # of a .jsonl or .parquet row
     held_out: float = 0.02  # share of the documents
+    close: bool = True  # end documents with the end-of-text token, so that the model learns to stop
     objective: str = "autoregressive"  # a spec string
     # for how long
     steps: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -21,8 +21,8 @@ class Chart:
     title: str
     x: str
     y: str
-    series: dict[str, Points]
-    levels: dict[str, float] = field(default_factory=dict)
+    series: Mapping[str, Points]
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 def svg(chart: Chart) -> str:

@@ -1,0 +1,208 @@
+"""The arms of the adaptation study, and one run of one of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from unveil import hub
+from unveil.data import Packed, prepare
+from unveil.denoiser import Denoiser
+from unveil.nn.grow import bare
+from unveil.start import Start, start
+from unveil.train import Recipe, train
+
+from .scores import Truth, autoregression, exactly, infilling, likelihood, sampling
+
+EARLY = 200  # updates over which the peak of the gradient norm is taken
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm does; in nothing else do arms differ."""
+
+    objective: str  # a spec string; empty: nothing is trained
+    about: str
+    shift: bool | None = None  # None: as the objective has it
+    random: bool = False  # random weights in the parent's shape
+    full: bool = False  # is it trained under full attention, in all steps or in some?
+    cost: float = 1.0  # of a step, about
+
+    @property
+    def control(self) -> bool:
+        """Is it autoregressive, and scored exactly?"""
+        return self.objective in ("", "autoregressive")
+
+
+ARMS = {
+    "parent": Arm("", "the parent as it is", cost=0.3),
+    "continued": Arm("autoregressive", "the parent, next-token prediction on the same tokens"),
+    "random": Arm("adapt(hard=True)", "random weights, full attention, shift", random=True, full=True),
+    "seed": Arm("adapt(anneal=0.3)", "attention annealed over 30 % of training, shift", full=True, cost=1.2),
+    "noshift": Arm("adapt(hard=True)", "full attention from the first step, no shift", shift=False, full=True),
+    "hard": Arm("adapt(hard=True)", "full attention from the first step, shift", full=True),
+    "block4": Arm("block(size=4)", "blocks of 4, clean block-causal context, no shift", cost=2.0),
+    "block16": Arm("block(size=16)", "blocks of 16, clean block-causal context, no shift", cost=2.0),
+    "leader4": Arm("leader(n=4, full=0)", "leader, n = 4, grown from 1 over 40 % of training", cost=2.3),
+    "leader16": Arm("leader(n=16, full=0)", "leader, n = 16, grown from 1 over 40 % of training", cost=2.3),
+    "leader16full": Arm(
+        "leader(n=16)", "leader, n = 16, then a quarter of steps under full attention", full=True, cost=2
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the numbers of a study besides arm and seed."""
+
+    parent: str
+    data: str
+    eval_data: str = ""  # empty: the documents of `data` that are held out
+    steps: int = 300
+    rows: int = 32
+    length: int = 128
+    lr: float = 1e-3
+    windows: int = 256  # rows of the final scores
+    draws: int = 2
+    curve_every: int = 50  # steps between two points of the curve
+    curve_windows: int = 64
+    infills: int = 128  # stories with a blank
+    blank: int = 8  # tokens in a blank
+    samples: int = 32  # texts per point
+    sample_steps: tuple[int, ...] = (8, 16, 32, 64, 128)
+    temperatures: tuple[float, ...] = (0.8, 1.0)
+
+    @property
+    def key(self) -> str:
+        """Names the folder of its results: another plan never reads them."""
+        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def recipe(self, arm: Arm, seed: int) -> Recipe:
+        return Recipe(
+            parent=self.parent,
+            data=self.data,
+            objective=arm.objective or "autoregressive",
+            steps=self.steps,
+            rows=self.rows,
+            length=self.length,
+            lr=self.lr,
+            seed=seed,
+            dtype="float32",
+            eval_every=self.curve_every,
+            save_every=0,
+            keep=1,
+        )
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What models are judged on."""
+
+    held_out: Packed  # of the text they were adapted to
+    judged: Packed  # of the text they are evaluated on
+
+
+def texts(plan: Plan, made: Start) -> Texts:
+    if not plan.eval_data:
+        return Texts(made.corpus.held_out, made.corpus.held_out)
+    other = prepare(plan.eval_data.split(","), made.text, held_out=0)
+    return Texts(made.corpus.held_out, other.train)
+
+
+def run(name: str, seed: int, plan: Plan) -> dict:
+    """Train the arm with the library's own loop, and measure what came of it."""
+    began = time.perf_counter()
+    arm = ARMS[name]
+    recipe = plan.recipe(arm, seed)
+    made = start(recipe, shift=arm.shift)
+    model = made.model
+    if arm.random:
+        bare(model).initialise(torch.Generator().manual_seed(seed))
+    seen = texts(plan, made)
+    few = seen.judged.windows(plan.length, plan.curve_windows)
+
+    def point(model: Denoiser) -> dict[str, float]:
+        return {"held_out": likelihood(model, few, 2, exact=arm.control)["nats"]}
+
+    if arm.objective:
+        with tempfile.TemporaryDirectory() as out:
+            options = {"out": Path(out) / "run", "text": made.text, "console": Console(file=io.StringIO())}
+            done = train(model, made.objective, made.corpus.train, recipe, evaluate=point, **options)
+            history = done.history
+    else:
+        history = [{"step": 0, "tokens": 0, **point(model)}]
+    trained = time.perf_counter()
+    parent = hub.load_model(plan.parent)
+    found = measure(model.eval(), parent, arm, plan, seen, made, seed)
+    curve = [(line["tokens"], line["held_out"]) for line in history if "held_out" in line]
+    norms = [line["grad_norm"] for line in history if "grad_norm" in line]
+    return {
+        "arm": name,
+        "about": arm.about,
+        "seed": seed,
+        "tokens": curve[-1][0],
+        "curve": curve,
+        "before": curve[0][1],
+        "grad_norm_peak": max(norms[:EARLY], default=None),
+        "losses": [line["loss"] for line in history if "loss" in line],
+        "grad_norms": norms,
+        "tokens_per_second": curve[-1][0] / (trained - began),
+        "seconds": time.perf_counter() - began,
+        **found,
+    }
+
+
+def measure(
+    model: Denoiser, parent: Denoiser, arm: Arm, plan: Plan, seen: Texts, made: Start, seed: int
+) -> dict[str, object]:
+    """Every figure of a finished model."""
+    judged = seen.judged.windows(plan.length, plan.windows)
+    own = seen.held_out.windows(plan.length, plan.windows // 2)
+    truth = Truth.of(seen.judged, plan.length, plan.infills)
+    found: dict[str, object] = {
+        "score": likelihood(model, judged, plan.draws, exact=arm.control),
+        "score_on_its_own": likelihood(model, own, plan.draws, exact=arm.control),
+        "autoregressive": autoregression(model, judged, made.text.eos_id),
+        "infill": infilling(model, truth, plan.blank, arm.control, arm.full),
+        "real": exactly(parent, truth.rows, made.text.eos_id),
+    }
+    if arm.full and model.attention.kind == "leader":
+        found["full_score"] = likelihood(model, judged, plan.draws, exact=False, block=0)
+    found["samples"] = [
+        point
+        for temperature in plan.temperatures
+        for point in sampling(model, parent, made.text, plan, temperature, 1000 * seed, arm.control)
+    ]
+    return found
+
+
+def jobs(names: Sequence[str], seeds: int, plan: Plan, folder: Path) -> list[tuple[float, str, int, Path]]:
+    """What is still to be run, the costliest first. The parent is the same for every seed."""
+    every = [(name, seed) for seed in range(seeds) for name in names if name != "parent" or seed == 0]
+    left = [(ARMS[name].cost, name, seed, place(folder, plan, name, seed)) for name, seed in every]
+    return sorted((job for job in left if not job[3].exists()), key=lambda job: (-job[0], job[2], job[1]))
+
+
+def place(folder: Path, plan: Plan, name: str, seed: int) -> Path:
+    """Where a run's numbers lie."""
+    return folder / plan.key / f"{name}-{seed}.json"
+
+
+def shard(every: Sequence[tuple[float, str, int, Path]], number: int, count: int) -> list[tuple[str, int, Path]]:
+    """The part of process `number` of `count`, which all have about the same to do."""
+    loads, mine = [0.0] * count, []
+    for cost, name, seed, path in every:
+        least = loads.index(min(loads))
+        loads[least] += cost
+        if least == number:
+            mine.append((name, seed, path))
+    return mine

@@ -1,0 +1,200 @@
+"""From the runs of a study to its tables, its numbers and its figure."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+from measure import Report
+
+from .arms import ARMS, Plan
+
+NEAR = 0.1  # nats of entropy within which two texts are compared
+Runs = Mapping[str, Sequence[dict]]
+"""The runs of each arm, one a seed."""
+
+
+def mean(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean over seeds and its standard error; None where there is none."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None, None
+    return statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+
+
+def matched(points: Sequence[dict], steps: int, entropy: float) -> float | None:
+    """Generative perplexity at this many steps and this entropy, read between the temperatures; None out of reach."""
+    line = sorted((one["entropy"], one["nats"]) for one in points if one["steps"] == steps)
+    if not line or not line[0][0] - NEAR <= entropy <= line[-1][0] + NEAR:
+        return None
+    for (low, left), (high, right) in pairwise(line):
+        if low <= entropy <= high:
+            share = (entropy - low) / (high - low) if high > low else 0.0
+            return math.exp(left + share * (right - left))
+    return math.exp(min(line, key=lambda point: abs(point[0] - entropy))[1])
+
+
+def at(points: Sequence[dict], steps: int, temperature: float, what: str) -> float | None:
+    """One figure of the texts written with so many steps at this temperature."""
+    return next((one[what] for one in points if one["steps"] == steps and one["temperature"] == temperature), None)
+
+
+class Study:
+    """Means over seeds of everything that the runs measured."""
+
+    def __init__(self, plan: Plan, runs: Runs):
+        self.plan, self.runs = plan, runs
+        self.reference = {run["seed"]: run["score"]["nats"] for run in runs.get("continued", [])}
+        self.parent = next((run["autoregressive"] for run in runs.get("parent", [])), None)
+        self.real = next((run["real"] for each in runs.values() for run in each), None)
+
+    def ratio(self, run: dict, which: str = "score") -> float | None:
+        """exp(bound - NLL of the parent continued on the same tokens)."""
+        against = self.reference.get(run["seed"])
+        return math.exp(run[which]["nats"] - against) if against is not None and which in run else None
+
+    def drift(self, run: dict) -> float | None:
+        """Relative change of the autoregressive mode from the parent's."""
+        return run["autoregressive"] / self.parent - 1 if self.parent else None
+
+    def summary(self, name: str) -> dict[str, tuple[float | None, float | None]]:
+        """Mean and standard error over seeds of each figure."""
+        every, plan = self.runs[name], self.plan
+        picks: dict[str, Callable[[dict], float | None]] = {
+            "before": lambda run: run["before"],
+            "bound": lambda run: run["score"]["nats"],
+            "text_error": lambda run: run["score"]["stderr"],
+            "ratio": self.ratio,
+            "full_bound": lambda run: run["full_score"]["nats"] if "full_score" in run else None,
+            "full_ratio": lambda run: self.ratio(run, "full_score"),
+            "bound_on_its_own": lambda run: run["score_on_its_own"]["nats"],
+            "autoregressive": lambda run: run["autoregressive"],
+            "drift": self.drift,
+            "grad_norm_peak": lambda run: run["grad_norm_peak"],
+            "infill_tokens": lambda run: run["infill"]["tokens"],
+            "infill_whole": lambda run: run["infill"]["whole"],
+        }
+        found = {key: mean(pick(run) for run in every) for key, pick in picks.items()}
+        hot = max(plan.temperatures)
+        for steps in plan.sample_steps:
+            found[f"entropy_{steps}"] = mean(at(run["samples"], steps, hot, "entropy") for run in every)
+            found[f"nats_{steps}"] = mean(at(run["samples"], steps, hot, "nats") for run in every)
+            found[f"forwards_{steps}"] = mean(at(run["samples"], steps, hot, "forwards") for run in every)
+            if self.real:
+                target = self.real["entropy"]
+                found[f"matched_{steps}"] = mean(matched(run["samples"], steps, target) for run in every)
+        return found
+
+
+def show(report: Report, study: Study, title: str) -> dict[str, dict]:
+    """All tables; the summaries behind them."""
+    names = [name for name in ARMS if name in study.runs]
+    found = {name: study.summary(name) for name in names}
+    rows = []
+    for name in names:
+        s = found[name]
+        figures = [s["before"][0], *s["bound"], *s["ratio"], s["bound_on_its_own"][0], s["autoregressive"][0]]
+        rows.append([name, *figures, percent(s["drift"][0]), s["grad_norm_peak"][0], len(study.runs[name])])
+        if s["full_bound"][0] is not None:
+            figures = [None, *s["full_bound"], *s["full_ratio"], *[None] * 4]
+            rows.append([f"{name}, whole texts", *figures, len(study.runs[name])])
+    columns = (
+        "arm",
+        "before",
+        "bound",
+        "s.e.",
+        "ratio",
+        "s.e.",
+        "own text",
+        "AR mode",
+        "AR drift",
+        "norm peak",
+        "seeds",
+    )
+    report.table(f"{title}: held-out nats per token; controls are exact, all others bounds", columns, rows)
+    steps = study.plan.sample_steps
+    hot = max(study.plan.temperatures)
+    rows = []
+    for name in names:
+        s = found[name]
+        cells = [both(s[f"nats_{n}"][0], s[f"entropy_{n}"][0]) for n in steps]
+        rows.append([name, percent(s["infill_tokens"][0]), percent(s["infill_whole"][0]), *cells])
+    if study.real:
+        rows.append(["real text", *[None] * (len(steps) + 1), both(study.real["nats"], study.real["entropy"])])
+    columns = ("arm", "blank: tokens", "whole", *(f"{n} steps" for n in steps))
+    written = f"generative perplexity under the untouched parent (entropy of a text's tokens), temperature {hot:g}"
+    report.table(f"{title}: infilling, and {written}", columns, rows)
+    if study.real:
+        rows = [[name, *(found[name][f"matched_{n}"][0] for n in steps)] for name in names]
+        head = f"{title}: generative perplexity at the entropy of real text, {study.real['entropy']:.2f} nats"
+        report.table(head, ("arm", *(f"{n} steps" for n in steps)), rows)
+    return found
+
+
+def percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1%}"
+
+
+def both(nats: float | None, entropy: float | None) -> str | None:
+    return None if nats is None or entropy is None else f"{math.exp(nats):.1f} ({entropy:.2f})"
+
+
+def numbers(study: Study, found: Mapping[str, Mapping]) -> dict[str, object]:
+    """What the result file holds: the plan, means, and every run without its per-step lists."""
+    long = {"losses", "grad_norms"}
+    arms = {
+        name: {key: {"mean": one[0], "se": one[1]} for key, one in summary.items() if one[0] is not None}
+        for name, summary in found.items()
+    }
+    every = [run for each in study.runs.values() for run in each]
+    runs = [{key: value for key, value in run.items() if key not in long} for run in every]
+    return {"plan": asdict(study.plan), "real": study.real, "arms": arms, "runs": runs}
+
+
+def figure(study: Study, path: Path) -> None:
+    """Bound against tokens, and generative perplexity against entropy, one colour an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    plot, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2))
+    colours = dict(zip(ARMS, [f"C{i}" for i in range(10)] + ["black"], strict=True))
+    hot = max(study.plan.temperatures)
+    for name, every in study.runs.items():
+        style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-"}
+        curves = [run["curve"] for run in every]
+        marks = [tokens / 1e6 for tokens, _ in curves[0]]
+        middle = [statistics.fmean(curve[i][1] for curve in curves) for i in range(len(marks))]
+        if len(marks) > 1:
+            left.plot(marks, middle, label=name, **style)
+            low, high = ([pick(curve[i][1] for curve in curves) for i in range(len(marks))] for pick in (min, max))
+            left.fill_between(marks, low, high, color=colours[name], alpha=0.15, linewidth=0)
+        else:
+            left.axhline(middle[0], label=name, **style)
+        summary = study.summary(name)
+        points = [(summary[f"entropy_{n}"][0], summary[f"nats_{n}"][0], n) for n in study.plan.sample_steps]
+        known = [(x, math.exp(y), n) for x, y, n in points if x is not None and y is not None]
+        if known:
+            across, up, _ = zip(*known, strict=True)
+            right.plot(across, up, marker="o", markersize=4, label=name, **style)
+            right.annotate(str(known[-1][2]), known[-1][:2], fontsize=7)
+    if study.real:
+        right.plot(study.real["entropy"], study.real["perplexity"], "k*", markersize=12, label="real text")
+    left.set(xlabel="tokens, millions", ylabel="held-out nats per token (bound; dashed: exact)")
+    right.set(xlabel="entropy of a text's tokens, nats", ylabel="perplexity under the parent", yscale="log")
+    right.set_title(f"temperature {hot:g}; steps {', '.join(map(str, study.plan.sample_steps))}", fontsize=9)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    plot.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    plot.savefig(partial, dpi=130, format="png")
+    os.replace(partial, path)
+    pyplot.close(plot)

@@ -1,0 +1,168 @@
+"""Each benchmark runs on tiny shapes and writes the figures it promises."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil import hub
+from unveil.start import start
+from unveil.train import Recipe
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+STORY = "Once upon a time there was a {} {} who lived in a {} house and liked to sing to the {} moon. "
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """A script or a piece of one, by name, as `python benchmarks/NAME.py` would find it."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    return import_module
+
+
+def results(folder: Path, name: str) -> dict:
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert {"date", "commit", "machine"} <= found.keys()
+    assert (folder / f"{name}.md").read_text().startswith("**")
+    return found
+
+
+def test_measure(script, tmp_path):
+    measure = script("measure")
+    assert measure.peak(64, seconds=0.01) > 0
+    seconds = measure.interleaved({"one": lambda: None, "two": lambda: None}, repeats=3)
+    assert [len(each) for each in seconds.values()] == [3, 3]
+    assert measure.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0, "runs": 3}
+    measure.put(tmp_path / "a" / "b.txt", "text")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_training_speed(script, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    speed = script("training_speed")
+    recipe = speed.plan(2, 16)
+
+    def here(name: str, *words: str) -> dict:
+        return speed.memory("tiny", words[1], recipe, tmp_path / f"memory-{words[1]}")
+
+    monkeypatch.setattr(speed, "aside", here)
+    speed.main(["--shape", "tiny", "--rows", "2", "--length", "16", "--repeats", "1", "--results", str(tmp_path)])
+    found = results(tmp_path, "training_speed")
+    one = found["shapes"][0]
+    assert abs(one["losses"]["unveil"] - one["losses"]["plain"]) < 1e-4
+    for arm in ("unveil", "plain"):
+        assert {"tokens_per_second", "share_of_peak", "peak_bytes", "seconds"} <= one["arms"][arm].keys()
+        assert len(one["arms"][arm]["seconds"]) == 1
+    assert one["speed_ratio"] > 0
+    assert found["peak_flops"] > 0
+
+
+def test_training_speed_refuses_losses_that_differ(script, tmp_path):
+    pytest.importorskip("transformers")
+    speed = script("training_speed")
+    model = speed.network(speed.SHAPES["tiny"], speed.FULL)
+    theirs = speed.twin(model, tmp_path / "twin")
+    with torch.no_grad():
+        model.head.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="losses differ"):
+        speed.compare(model, theirs, speed.plan(2, 16))
+
+
+def test_decoding_speed(script, tmp_path):
+    words = "--shape tiny --prompt 6 --length 16 --block 8 --steps 4 --repeats 1 --skip".split()
+    script("decoding_speed").main([*words, "--results", str(tmp_path)])
+    found = results(tmp_path, "decoding_speed")
+    one = found["shapes"][0]
+    arms = one["arms"]
+    assert one["note"] == "speed only: random weights"
+    assert one["plain_agrees_with_recompute"] == 1.0
+    forwards = {arm: figures["forwards"] for arm, figures in arms.items()}
+    assert forwards["plain, float64"] == forwards["recompute, full attention"] == 8
+    assert forwards["dual cache, full attention"] == forwards["prefix cache, full attention"] == 8
+    assert forwards["causal cache, leader"] == 10  # one more a block, for its leader
+    assert forwards["autoregressive, leader, block 1"] == forwards["autoregressive, bare loop"] == 16
+    for figures in arms.values():
+        assert figures["tokens"] == 16
+        assert figures["tokens_per_second"] > 0
+    assert {"overhead", "bare_ms_per_forward"} <= arms["causal cache, leader"].keys()
+
+
+def test_both_autoregressive_loops_write_the_same(script):
+    speed, passes = script("decoding_speed"), script("study.passes")
+    net = speed.network(speed.SHAPES["tiny"], speed.FULL)
+    task = passes.Task(torch.arange(12).view(2, 6), 10, 5, 2)
+    ours = speed.loops(net, task)["autoregressive, leader, block 1"].run()
+    assert torch.equal(ours, passes.Autoregressive(net, task).run())
+
+
+@pytest.fixture
+def parent(tmp_path) -> list[str]:
+    """A tiny parent, text to adapt it to, and the options that name them."""
+    words = ["small", "red", "old", "kind", "tall", "cat", "boy", "king", "girl", "bird"]
+    text = "<|endoftext|>".join(
+        STORY.format(words[i % 10], words[(i + 3) % 10], words[(i * 7) % 10], words[(i * 3 + 1) % 10]) * 3
+        for i in range(40)
+    )
+    (tmp_path / "stories.txt").write_text(text)
+    data = str(tmp_path / "stories.txt")
+    made = start(Recipe(data=data, vocab=300, width=16, layers=1, heads=2, steps=1, length=32))
+    hub.save(made.model, tmp_path / "parent", made.text)
+    return ["--parent", str(tmp_path / "parent"), "--data", data, "--name", "tiny"]
+
+
+def test_adaptation(script, tmp_path, monkeypatch, parent):
+    pytest.importorskip("matplotlib")
+    study = script("adaptation")
+    words = "--steps 2 --rows 2 --length 32 --windows 4 --draws 1 --curve-every 1 --infills 2 --samples 2 --seeds 2"
+    words = [*words.split(), "--sample-steps", "4", "32", "--temperatures", "0.7", "1.0", *parent]
+    words += ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "--figure", str(tmp_path / "a.png")]
+    arms = ["parent", "continued", "random", "noshift", "seed", "block4", "leader4", "leader16full"]
+    study.main([*words, "--arms", *arms, "--shard", "1/2"])
+    assert not (tmp_path / "adaptation-tiny.json").exists()
+    study.main([*words, "--arms", *arms, "--shard", "2/2"])
+    monkeypatch.setattr(study, "run", lambda *given: pytest.fail("what is finished is not run again"))
+    study.main([*words, "--arms", *arms])
+    found = results(tmp_path, "adaptation-tiny")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert list(found["arms"]) == arms
+    assert len(found["runs"]) == 2 * len(arms) - 1  # the parent is the same for every seed
+    for name, figures in found["arms"].items():
+        assert {"bound", "autoregressive", "drift", "ratio", "infill_tokens", "entropy_32"} <= figures.keys(), name
+        assert math.isfinite(figures["bound"]["mean"])
+    assert "full_bound" in found["arms"]["leader16full"]
+    assert found["arms"]["continued"]["ratio"]["mean"] == 1.0
+    kinds = {run["arm"]: run["score"]["kind"] for run in found["runs"]}
+    assert kinds["parent"] == kinds["continued"] == "exact"
+    assert {kinds[name] for name in arms[2:]} == {"bound"}
+    random = next(run for run in found["runs"] if run["arm"] == "random")
+    assert [tokens for tokens, _ in random["curve"]] == [0, 64, 128]
+
+
+def test_adaptation_says_what_is_missing(script, tmp_path, capsys):
+    study = script("adaptation")
+    with pytest.raises(SystemExit, match="--parent .*/nowhere"):
+        study.main(["--parent", str(tmp_path / "nowhere")])
+
+
+def test_shards_share_the_jobs(script, tmp_path):
+    arms = script("study.arms")
+    every = arms.jobs(list(arms.ARMS), 3, arms.Plan("p", "d"), tmp_path)
+    parts = [arms.shard(every, number, 2) for number in range(2)]
+    assert sorted(name for part in parts for name, _, _ in part) == sorted(name for _, name, _, _ in every)
+    loads = [sum(arms.ARMS[name].cost for name, _, _ in part) for part in parts]
+    assert abs(loads[0] - loads[1]) <= 1
+
+
+def test_perplexity_at_matched_entropy(script):
+    matched = script("study.page").matched
+    points = [{"steps": 8, "entropy": e, "nats": n} for e, n in ((3.0, 1.0), (4.0, 2.0))]
+    assert matched(points, 8, 3.5) == pytest.approx(math.exp(1.5))
+    assert matched(points, 8, 4.05) == pytest.approx(math.exp(2.0))
+    assert matched(points, 8, 4.2) is None
+    assert matched(points, 16, 3.5) is None
