@@ -37,10 +37,8 @@ def part(words: str) -> tuple[int, int]:
 
 def work(plan: Plan, names: Sequence[str], seeds: int, folder: Path, number: int, count: int, console: Console) -> None:
     """Run what is missing of this process's part; every finished run is kept, so that a killed study goes on."""
-    mine = shard(jobs(names, seeds, plan, folder), number, count)
+    mine = [job for job in shard(jobs(names, seeds, plan, folder), number, count) if not job[2].exists()]
     for index, (name, seed, path) in enumerate(mine, 1):
-        if path.exists():
-            continue
         console.print(f"[{index}/{len(mine)}] {name}, seed {seed}", markup=False, highlight=False)
         found = run(name, seed, plan)
         put(path, json.dumps({**found, **stamp()}) + "\n")

@@ -59,7 +59,7 @@ def test_a_batch_of_unequal_rows_writes_what_each_row_writes_alone(kind, decoder
 @pytest.mark.parametrize("kind", MODELS, ids=str)
 def test_together_writes_what_each_canvas_writes_alone(kind):
     model = tiny(kind[0], kind[1], shifted=kind[2])
-    wishes = [("confidence", 4, 6), ("threshold(tau=0.3)", 4, 9), ("random", 4, 4), ("entropy", 3, 6)]
+    wishes = [("confidence", 4, 6), ("threshold(tau=0.3)", 4, 9), ("random", 4, 4), ("entropy", 8, 6)]
     cache = "dual" if kind[0] == "full" else "causal"
 
     def canvas(number: int, length: int) -> Canvas:
@@ -250,6 +250,28 @@ def test_empty_prompt_one_step_and_many_steps():
     model.bos_id = None
     with pytest.raises(ValueError, match="prompt is empty"):
         generate(model, nothing, 8)
+
+
+def test_block_models_decode_in_multiples_of_their_block():
+    model, given = tiny("block", 4), prompts(1, 5)
+    for block in (4, 8):
+        caches = [generate(model, given, 11, cache=cache, block=block) for cache in ("causal", "recompute")]
+        assert torch.equal(*caches)
+    with pytest.raises(ValueError, match="block is 6; a model trained in blocks of 4"):
+        generate(model, given, 11, block=6)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_rows_with_unequal_rests_are_filled_as_alone(decoder, steps):
+    model = tiny()
+    rows = [prompts(1, n, seed=n)[0] for n in (9, 12, 15)]
+    for n, row in enumerate(rows):
+        row[3 + n : 5 + 3 * n] = MASK
+        row[-1] = MASK
+    batch = fill(model, rows, decoder, block=5, steps=steps, seed=4)
+    for n, row in enumerate(rows):
+        assert torch.equal(batch[n], fill(model, [row], decoder, block=5, steps=steps, seed=4 + n)[0])
 
 
 def test_threshold_of_one_is_one_token_a_step():

@@ -38,7 +38,7 @@ class Canvas:
     def __post_init__(self):
         blank = ~self.given
         if self.mask_id < 0:
-            raise ValueError("the model has no mask token: adapt it first, or load it with mask_id=...")
+            raise ValueError("the model has no mask token, so it cannot fill blanks: adapt it first (unveil adapt)")
         if not bool(blank.any(1).all()):
             raise ValueError("every row needs at least one blank")
         self.first = blank.int().argmax(1).cpu()  # (B,) where each row's first blank is
@@ -96,8 +96,11 @@ class Canvas:
             raise ValueError(f"block is {size}; expected at least one position")
         start = self.first
         if self.look.kind == "block":
-            size = size or self.look.block
-            assert size is not None
+            trained = self.look.block
+            assert trained is not None
+            size = size or trained
+            if size % trained:
+                raise ValueError(f"block is {size}; a model trained in blocks of {trained} decodes in multiples of them")
             start = start - start % size
         rest = int((self.lengths - start).max())
         size = rest if size is None else size
@@ -164,6 +167,12 @@ class Canvas:
         """(B,) where the current block begins in each row."""
         starts = self.block.starts
         return torch.full_like(self.lengths, starts) if isinstance(starts, int) else starts
+
+    @property
+    def patience(self) -> Tensor:
+        """(B, 1) predictions that each row can use in this block: no more than it has positions there."""
+        rest = (self.lengths - self.starts).clamp(1, self.block.width)
+        return rest.clamp(max=max(self.budget, 1)).to(self.tokens.device)[:, None]
 
     @property
     def seen(self) -> Tensor:

@@ -42,8 +42,8 @@ def load_model(
 ) -> Denoiser:
     """A checkpoint as a denoiser, in eval mode.
 
-    `path` is a folder, the name of a built-in model or a hub id. A checkpoint that predicts the next token comes
-    wrapped so that logits at i speak of token i; `raw` gives the bare network. `mask_id` overrides the checkpoint's;
+    `path` is a folder, the name of a built-in model or a hub id. A diffusion checkpoint that predicts the next token
+    comes wrapped so that logits at i speak of token i; `raw` gives the bare network. An autoregressive parent comes bare. `mask_id` overrides the checkpoint's;
     given for one that knows of no mask, it says that these are the weights of a denoiser with full attention.
     `dtype` is a torch type, its name, or "auto" for the checkpoint's own; None means float32 on a CPU, else "auto".
 
@@ -295,6 +295,7 @@ def write_weights(pieces: dict[str, Piece], ours: dict[str, Tensor], folder: Pat
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
         tensors = {name: piece.get(ours).cpu() for name, piece in shard.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # it would be its owner's alone
         weight_map |= dict.fromkeys(shard, file)
     if many:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

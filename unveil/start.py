@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import hub, spec
 from .attention import Attention
@@ -14,7 +14,7 @@ from .denoiser import Denoiser
 from .families import llama
 from .nn.grow import add_mask, bare
 from .nn.shift import Shifted
-from .nn.transformer import Shape
+from .nn.transformer import Shape, Transformer
 from .objectives import Objective
 from .objectives.adapt import Adapt
 from .objectives.autoregressive import Autoregressive
@@ -45,15 +45,17 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
     if recipe.parent:
         model, text = hub.load(recipe.parent)
         network = bare(model)
+        next_token = model.shifted or model.attention.kind == "causal"
     else:
         text = train_tokenizer((document.text for document in read(sources, field=recipe.field)), recipe.vocab)
         network = bare(hub.fresh(config(recipe, text), seed=recipe.seed))
         network.bos_id = text.start_id
+        next_token = False  # it has learnt nothing yet, so masked diffusion may read token i at i
     limit = network.s.context
     if recipe.length > limit:
         raise ValueError(f"rows of {recipe.length} positions are longer than the model's context of {limit}")
     corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, close=recipe.close, report=report)
-    model = dressed(network, text, objective, shift)
+    model = dressed(network, text, objective, next_token, shift)
     if isinstance(objective, Leader) and (objective.kl or objective.align):
         if not recipe.parent:
             raise ValueError("leader's kl and align compare with a parent, and the recipe names none")
@@ -61,18 +63,17 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
     return Start(model, text, objective, corpus)
 
 
-def dressed(network: Denoiser, text: Text, objective: Objective, shift: bool | None) -> Denoiser:
+def dressed(network: Transformer, text: Text, objective: Objective, next_token: bool, shift: bool | None) -> Denoiser:
     """The network as its objective needs it: with a mask token, the attention it will have, and a shift."""
-    network = bare(network)
     if isinstance(objective, Autoregressive):
         network.attention = Attention("causal")
         return network
-    adapting = network.attention.kind == "causal" and bool(network.config)
     if network.mask_id < 0:
         used = text.vocab
         mask = text.add_mask()
         if mask < used:
             network.mask_id = mask  # the tokenizer had one all along
+            network.s = replace(network.s, mask_id=mask)
         else:
             add_mask(network, used=used)
     match objective:
@@ -83,7 +84,9 @@ def dressed(network: Denoiser, text: Text, objective: Objective, shift: bool | N
         case Adapt():
             network.attention, usual = Attention("full"), True
         case _:
-            network.attention, usual = Attention("full"), adapting
+            network.attention, usual = Attention("full"), next_token
+    if isinstance(objective, Leader) and shift is False:
+        raise ValueError("the leader layout reads token i at i - 1, as its parent does: it cannot be had without a shift")
     return Shifted(network) if (usual if shift is None else shift) else network
 
 

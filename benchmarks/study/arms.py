@@ -186,10 +186,10 @@ def measure(
 
 
 def jobs(names: Sequence[str], seeds: int, plan: Plan, folder: Path) -> list[tuple[float, str, int, Path]]:
-    """What is still to be run, the costliest first. The parent is the same for every seed."""
+    """All runs of a study, the costliest first. The parent is the same for every seed."""
     every = [(name, seed) for seed in range(seeds) for name in names if name != "parent" or seed == 0]
-    left = [(ARMS[name].cost, name, seed, place(folder, plan, name, seed)) for name, seed in every]
-    return sorted((job for job in left if not job[3].exists()), key=lambda job: (-job[0], job[2], job[1]))
+    found = [(ARMS[name].cost, name, seed, place(folder, plan, name, seed)) for name, seed in every]
+    return sorted(found, key=lambda job: (-job[0], job[2], job[1]))
 
 
 def place(folder: Path, plan: Plan, name: str, seed: int) -> Path:
@@ -198,7 +198,7 @@ def place(folder: Path, plan: Plan, name: str, seed: int) -> Path:
 
 
 def shard(every: Sequence[tuple[float, str, int, Path]], number: int, count: int) -> list[tuple[str, int, Path]]:
-    """The part of process `number` of `count`, which all have about the same to do."""
+    """The part of process `number` of `count`, which all have about the same to do, whatever is finished already."""
     loads, mine = [0.0] * count, []
     for cost, name, seed, path in every:
         least = loads.index(min(loads))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BLANK = re.compile(r"\[\[\s*(\d*)\s*(?:-\s*(\d+)\s*)?\]\]")
 MOST = 64  # combinations of lengths that a search tries
+DRAWS = 8  # noise draws that each of them is judged by
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def thinned(lengths: Sequence[range]) -> list[range]:
         stride += 1
 
 
-def fit(network: Denoiser, canvas: Canvas, seed: int, draws: int = 8) -> list[float]:
+def fit(network: Denoiser, canvas: Canvas, seed: int) -> list[float]:
     """Of each filled row the bound, in nats, on the surprise at everything from its first blank on: the fill, and what
     follows it. The least is the choice of lengths that fits best; all rows see the same noise."""
     import torch
@@ -84,4 +85,4 @@ def fit(network: Denoiser, canvas: Canvas, seed: int, draws: int = 8) -> list[fl
     parts = [each.to(tokens.device) for each in (answer, beyond.long(), ids)]
     batch = Batch(tokens, parts[0], documents=parts[1], ids=parts[2])
     whole = 0 if canvas.look.kind == "full" else None
-    return score(network, batch, mode="bound", block=whole, draws=draws, seed=seed).totals.tolist()
+    return score(network, batch, mode="bound", block=whole, draws=DRAWS, seed=seed).totals.tolist()

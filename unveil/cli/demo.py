@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import tempfile
 import textwrap
 import time
@@ -62,7 +63,7 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
     from ..start import start
     from ..train import Recipe, train
     from ..watch.report import Report, write
-    from .learn import WINDOWS
+    from .learn import WINDOWS, origin
     from .learn import score as held_out_figures
 
     began = time.monotonic()
@@ -75,7 +76,7 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
     exact = score(hub.load_model(parent), side.windows(recipe.length, WINDOWS))
     say(f"   {sum(p.numel() for p in made.model.parameters()):,} parameters, {made.corpus.train.tokens:,} tokens")
     say(f"   its held-out perplexity, token by token: {exact.perplexity:.2f} (exact)")
-    say(f"2. Adapting it for {minutes:g} minutes: {recipe.objective}")
+    say(f"2. Adapting it for {minutes:g} min: {recipe.objective}")
     found = train(
         made.model,
         made.objective,
@@ -86,25 +87,25 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
         overwrite=overwrite,
         evaluate=lambda model: held_out_figures(model, made, recipe.length),
         console=console,
-        unveil={"data": recipe.data, "held_out": recipe.held_out, "parent": parent},
+        unveil=origin(recipe),
     )
     scored = [line for line in found.history if "held_out" in line]
     before, after = scored[0], scored[-1]
     figures = [
-        ["parent, token by token", "exact", *both(exact.nats)],
-        ["before adapting", "bound", *both(before["held_out"])],
-        ["after adapting", "bound", *both(after["held_out"])],
-        ["after, token by token", "exact", *both(after["held_out_ar"])],
+        figure("parent, token by token", exact.nats, True),
+        figure("before adapting", before["held_out"], False),
+        figure("after adapting", after["held_out"], False),
+        figure("after, token by token", after["held_out_ar"], True),
     ]
     for name, kind, nats, perplexity in figures:
-        say(f"   {name:<24} {kind:<6} {nats:>8} nats per token  perplexity {'<= ' * (kind == 'bound')}{perplexity}")
+        say(f"   {name:<24} {kind:<6} {nats} nats per token, perplexity {perplexity}")
     say("3. Filling the middle of held-out functions")
     samples = filled(made.model, made.text, side, console, "just adapted")
     if (PACKAGE / "models" / EMBEDDED[1] / "config.json").is_file() and parent == EMBEDDED[0]:
         longer, text = hub.load(EMBEDDED[1])
         samples += filled(longer, text, side, console, f"{EMBEDDED[1]}, adapted for longer")
     lead = (
-        f"{parent} adapted for {minutes:g} minutes ({after['tokens']:,} tokens) on this machine by {recipe.objective}. "
+        f"{parent} adapted for {minutes:g} min ({after['tokens']:,} tokens) on this machine by {recipe.objective}. "
         f"Scored on {exact.tokens:,} held-out tokens of {recipe.data}; a bound is never below what it bounds."
     )
     head = ["", "kind", "nats per token", "perplexity"]
@@ -122,11 +123,9 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
         result(about, True)
 
 
-def both(nats: float) -> tuple[str, str]:
-    """Nats per token and the perplexity."""
-    import math
-
-    return f"{nats:.3f}", f"{math.exp(nats):.2f}"
+def figure(name: str, nats: float, exact: bool) -> list[str]:
+    """A line of the table: what it is of, its kind, nats per token, perplexity."""
+    return [name, "exact" if exact else "bound", f"{nats:.3f}", f"{'' if exact else '<= '}{math.exp(nats):.2f}"]
 
 
 def charts(found: Result, parent: float) -> list[Chart]:

@@ -147,9 +147,6 @@ def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: b
         f"{count:,} parameters, {corpus.train.tokens:,} tokens to train on, {corpus.held_out.tokens:,} held out",
         highlight=False,
     )
-    told = {"data": recipe.data, "held_out": recipe.held_out}
-    if recipe.parent:
-        told["parent"] = recipe.parent
     found = learn(
         made.model,
         made.objective,
@@ -162,11 +159,17 @@ def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: b
         evaluate=lambda model: score(model, made, recipe.length),
         sample=lambda model: sample(model, made),
         console=console,
-        unveil=told,
+        unveil=origin(recipe),
     )
     last = {name: value for name, value in found.metrics.items() if name != "parts"}
     lines = table([("model", found.path), *((name, shown(value)) for name, value in last.items())])
     result({"model": found.path, "parameters": count, **last}, json, [*lines, "", f"try: unveil info {found.path}"])
+
+
+def origin(recipe: Recipe) -> dict[str, object]:
+    """What a checkpoint says of how it was made, so that `unveil score` finds the text that it has not seen."""
+    told: dict[str, object] = {"data": recipe.data, "held_out": recipe.held_out, "close": recipe.close}
+    return told | ({"parent": recipe.parent} if recipe.parent else {})
 
 
 def shown(value: object) -> object:

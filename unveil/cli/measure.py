@@ -52,7 +52,7 @@ def score(
     held = sources == trained if held_out is None else held_out
     network, text = hub.load(folder, device=device)
     share = ours.get("held_out", 0.02) if held else 0.0
-    corpus = prepare(sources.split(","), text, held_out=share, field=field)
+    corpus = prepare(sources.split(","), text, held_out=share, field=field, close=ours.get("close", True))
     side = corpus.held_out if held else corpus.train
     if side.tokens < length:
         raise ValueError(f"{sources} has {side.tokens} tokens here, less than one row of {length}: lower --length")

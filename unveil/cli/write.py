@@ -114,14 +114,18 @@ def fill(
     for number, (template, source) in enumerate(zip(templates, given, strict=True)):
         choices = list(template.rows(network.mask_id))
         rows = [torch.tensor(row, dtype=torch.long, device=device) for _, row in choices]
-        best, scores = 0, [None]
+        best, scores, search = 0, [None], {"forwards": 0, "seconds": 0.0}
         if len(rows) > 1:
             canvas = Canvas.filling(rows, network.mask_id, row_seeds([seed + number] * len(rows), len(rows)), attention)
-            run(network, text, canvas, chosen, cache, block, steps, [], True)
+            began = time.perf_counter()
+            search = run(network, text, canvas, chosen, cache, block, steps, [], True)
             scores = blanks.fit(network, canvas, seed)
+            search |= {"forwards": search["forwards"] + blanks.DRAWS, "seconds": time.perf_counter() - began}
             best = min(range(len(scores)), key=scores.__getitem__)
         canvas = Canvas.filling(rows[best : best + 1], network.mask_id, row_seeds(seed + number, 1), attention)
         costs.append(run(network, text, canvas, chosen, cache, block, steps, [source.split("\n")[0][:60]], json))
+        for name in ("forwards", "seconds"):
+            costs[-1][name] += search[name]
         lengths = choices[best][0]
         whole, parts = spelled(text, canvas.rows()[0].tolist(), template, lengths)
         filled.append({"text": whole, "blanks": parts, "lengths": list(lengths), "bound": scores[best]})
@@ -180,7 +184,7 @@ def run(
 
     look = canvas.attention or network.attention
     cache = cache or ("causal" if look.exact else "recompute")
-    block = block or look.block
+    block = look.block if block is None else block
     chosen = {"cache": cache, "block": block, "steps": steps}
     blanks_in_all, began = int((~canvas.given).sum()), time.perf_counter()
     if not quiet and sys.stdout.isatty():

@@ -33,8 +33,9 @@ def annealed(openness: float, seed: int, step: int) -> Rule | None:
 class Adapt:
     """Give it `Shifted(parent)`, whose head keeps predicting the next token (2410.17891).
 
-    It differs from the published code in the divisor alone: the number of targets and not the number masked, so that
-    the loss is the bound and does not depend on how a batch is split.
+    It differs from the published code in the divisor, the number of targets and not the number masked, so that the loss
+    is the bound and does not depend on how a batch is split; and in what all objectives here share: documents do not
+    see each other, their first tokens are no targets, noise levels are evenly spread, and the mask token is a new row.
 
     anneal  share of training over which attention opens
     hard    full attention from the first step (DiffuLLaMA, where annealing was not possible)

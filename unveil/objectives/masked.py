@@ -40,7 +40,7 @@ def nats(model: Denoiser, batch: Batch, drawn: Draw, rule: Rule | None = None, b
 def diffusible(model: Denoiser, batch: Batch) -> None:
     """Refuse a checkpoint without a mask token, and text that holds it."""
     if model.mask_id < 0:
-        raise ValueError("this model has no mask token, which diffusion needs: load it with mask_id=...")
+        raise ValueError("this model has no mask token, which diffusion needs: adapt it first (unveil adapt)")
     reading.unmasked(model, batch.tokens, batch.targets)
 
 

@@ -291,6 +291,8 @@ class Training:
             return
         with self.shown():
             written = self.sample(self.model)
+        if not written:
+            return
         (self.out / "samples").mkdir(exist_ok=True)
         put(self.out / "samples" / f"step-{self.step:08d}.txt", written)
         self.display.say(written)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 26, 40
 MOST = 400  # points drawn of a series: more would only make the page heavier
 
 Points = Sequence[tuple[float, float]]
@@ -51,7 +51,7 @@ def svg(chart: Chart) -> str:
             px, _ = place(x, low_y)
             parts.append(f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(x)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(chart.x)}</text>')
-    parts.append(f'<text x="4" y="{TOP - 2}">{escape(chart.y)}</text>')
+    parts.append(f'<text x="4" y="11">{escape(chart.y)}</text>')
     for index, points in enumerate(series.values()):
         line = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
         if len(points) == 1:

@@ -21,6 +21,7 @@ STYLE = """
 body { background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
   max-width: 46rem; padding: 2rem 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+h3 { font-size: .95rem; font-weight: 500; margin: 1rem 0 .3rem; } figure { margin: 0; }
 p.lead, .legend, figcaption, footer { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; } th, td { border-bottom: 1px solid var(--line); padding: .35rem .5rem;
   text-align: right; } th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }

@@ -1,0 +1,108 @@
+"""A recipe becomes a network that its objective can train, from random weights or from a parent."""
+
+import pytest
+import torch
+
+from unveil import hub
+from unveil.attention import Attention
+from unveil.start import start
+from unveil.train import Recipe
+
+SMALL = {"vocab": 300, "width": 32, "layers": 2, "heads": 2, "rows": 2, "length": 32, "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A text and a parent that was made from it."""
+    folder = tmp_path_factory.mktemp("start")
+    lines = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(300))
+    (folder / "text.txt").write_text(lines, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNVEIL_CACHE", str(folder / "cache"))
+        made = start(Recipe(data=str(folder / "text.txt"), **SMALL))
+        hub.save(made.model, folder / "parent", made.text)
+        yield folder
+
+
+KINDS = {
+    "autoregressive": (Attention("causal"), False),
+    "adapt": (Attention("full"), True),
+    "leader(n=3)": (Attention("leader", 4), True),
+    "block(size=8)": (Attention("block", 8), False),
+}
+
+
+@pytest.mark.parametrize("parent", [True, False])
+@pytest.mark.parametrize("objective", [*KINDS, "masked"])
+def test_the_network_suits_its_objective(place, objective, parent):
+    data, made_from = str(place / "text.txt"), str(place / "parent") if parent else ""
+    made = start(Recipe(data=data, parent=made_from, objective=objective, **SMALL))
+    attention, shifted = KINDS.get(objective, (Attention("full"), parent))  # LLaDA from scratch knows no shift
+    assert made.model.attention == attention
+    assert made.model.shifted is shifted
+    assert made.model.bos_id == made.text.start_id
+    if objective == "autoregressive":
+        assert made.model.mask_id == -1
+    else:
+        assert made.model.mask_id == made.text.mask_id == made.text.vocab - 1
+    loss = made.objective(made.model, made.corpus.train.batch(0, 2, 32))
+    loss.total.backward()
+    assert torch.isfinite(loss.mean)
+    assert made.corpus.held_out.tokens > 0
+
+
+def test_a_parent_keeps_its_weights(place):
+    parent = hub.load_model(place / "parent")
+    made = start(Recipe(data=str(place / "text.txt"), parent=str(place / "parent"), objective="leader", **SMALL))
+    ours = dict(made.model.named_parameters())
+    for name, value in parent.named_parameters():
+        assert torch.equal(ours[f"model.{name}"][: len(value)], value)
+
+
+def test_the_shift_can_be_chosen(place):
+    recipe = Recipe(data=str(place / "text.txt"), parent=str(place / "parent"), objective="masked", **SMALL)
+    assert not start(recipe, shift=False).model.shifted
+    assert start(recipe, shift=True).model.shifted
+
+
+def test_an_adapted_model_can_be_adapted_again(place, tmp_path):
+    recipe = Recipe(data=str(place / "text.txt"), parent=str(place / "parent"), objective="leader(n=3)", **SMALL)
+    made = start(recipe)
+    hub.save(made.model, tmp_path / "dlm", made.text)
+    again = start(Recipe(data=recipe.data, parent=str(tmp_path / "dlm"), objective="leader(n=7)", **SMALL))
+    assert again.model.attention == Attention("leader", 8)
+    assert again.model.mask_id == made.model.mask_id
+    assert again.text.vocab == made.text.vocab
+
+
+def test_lessons_of_the_parent_come_from_the_parent(place):
+    data, parent = str(place / "text.txt"), str(place / "parent")
+    made = start(Recipe(data=data, parent=parent, objective="leader(n=3, kl=0.5)", **SMALL))
+    batch = made.corpus.train.batch(0, 2, 32)
+    batch.progress = 0.0
+    assert "kl" in made.objective(made.model, batch).parts
+    with pytest.raises(ValueError, match="names none"):
+        start(Recipe(data=data, objective="leader(kl=0.5)", **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"family": "nonsense"}, "there are: llama"),
+        ({"heads": 5}, "no multiple of 5 heads"),
+        ({"heads": 4, "kv_heads": 3}, "3 key-value heads"),
+        ({"data": "missing.txt"}, "no such file"),
+        ({"objective": "nonsense"}, "there are: "),
+        ({"vocab": 10}, "too small"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(place, change, said):
+    given = {"data": str(place / "text.txt"), **SMALL, **change}
+    with pytest.raises(ValueError, match=said):
+        start(Recipe(**given))
+
+
+def test_rows_longer_than_the_context_are_refused(place):
+    given = {"data": str(place / "text.txt"), "parent": str(place / "parent"), **SMALL, "length": 4096}
+    with pytest.raises(ValueError, match="longer than the model's context"):
+        start(Recipe(**given))
