@@ -94,7 +94,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def resident() -> int:
-    """Peak resident bytes of this process so far. On Linux ru_maxrss would include the process that started this one."""
+    """Peak resident bytes of this process so far. Linux counts the process that started it into ru_maxrss, not here."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):

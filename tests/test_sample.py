@@ -13,6 +13,7 @@ from unveil.caches.dual import Dual
 from unveil.caches.prefix import Prefix
 from unveil.canvas import Canvas
 from unveil.context import Context, Store, Window
+from unveil.decoders.random import Random
 from unveil.decoders.threshold import Threshold
 from unveil.prediction import Prediction, nucleus
 from unveil.sample import denoise, fill, generate, prepare
@@ -216,6 +217,18 @@ def test_random_reveals_each_blank_at_a_uniform_step():
     # A row skips its empty steps, so early forwards reveal at least as much as 6 / 4 on average.
     assert counts.sum() == pytest.approx(6)
     assert counts[0] >= 1.5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_random_draws_every_token_of_a_leader_block(steps):
+    class Watched(Random):
+        def write(self, canvas, seen):
+            written = super().write(canvas, seen)
+            if canvas.step == canvas.budget - 1:  # nothing may be left for the loop to settle by the likeliest token
+                assert (written[canvas.open] != MASK).all()
+            return written
+
+    generate(tiny("leader", 5, shifted=True), prompts(64), 10, Watched(), cache="causal", block=5, steps=steps, seed=0)
 
 
 def test_filling_keeps_what_is_given_and_fills_several_blanks():

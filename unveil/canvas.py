@@ -170,9 +170,10 @@ class Canvas:
 
     @property
     def patience(self) -> Tensor:
-        """(B, 1) predictions that each row can use in this block: no more than it has positions there."""
-        rest = (self.lengths - self.starts).clamp(1, self.block.width)
-        return rest.clamp(max=max(self.budget, 1)).to(self.tokens.device)[:, None]
+        """(B, 1) predictions of several positions that each row can use in this block: no more than it has there."""
+        leader = int(self.look.leads)  # takes a prediction, and a position, of its own
+        rest = (self.lengths - self.starts).clamp(max=self.block.width) - leader
+        return rest.clamp(max=self.budget - leader).clamp(min=1).to(self.tokens.device)[:, None]
 
     @property
     def seen(self) -> Tensor:

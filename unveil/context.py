@@ -123,6 +123,7 @@ class Context:
     positions: Tensor | None = None  # (W,) or (B, W) when they are not simply those of the window
     store: Store | None = None  # None: nothing is kept and the window begins at 0
     read: Tensor | None = None  # (N,) flat indices into (B, W): logits come for these alone, as (N, V)
+    exact: bool = False  # what is stored of positions outside the window is what computing them again would give
     attend: Attend = field(default=dense)
 
     def __post_init__(self):

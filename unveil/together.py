@@ -51,7 +51,7 @@ def alike(job: Job) -> tuple:
     assert context is not None
     assert context.window is not None
     from_zero = isinstance(context.window.starts, int) and context.window.starts == 0
-    return context.window.width, from_zero, context.store is None, context.attend
+    return context.window.width, from_zero, context.store is None, context.exact, context.attend
 
 
 def compute(model: Denoiser, group: Sequence[Job]) -> None:
@@ -83,6 +83,7 @@ def compute(model: Denoiser, group: Sequence[Job]) -> None:
             rule=None if all(c.rule is None for c in contexts) and joined is None else side_by_side(contexts, counts),
             store=joined,
             read=torch.cat([read + offset for read, offset in zip(reads, before, strict=True)]),
+            exact=contexts[0].exact,
             attend=contexts[0].attend,
         ),
     )

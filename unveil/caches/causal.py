@@ -37,6 +37,7 @@ class Causal(Cache):
 
     def plan(self, canvas: Canvas) -> Context:
         if canvas.step:
-            return Context(canvas.block, canvas.rule, store=self.store)
+            return Context(canvas.block, canvas.rule, store=self.store, exact=True)
         stop = canvas.starts + (1 if canvas.leading else canvas.block.width)
-        return Context(Window.of(self.before, int((stop - self.before).max())), canvas.rule, store=self.store)
+        window = Window.of(self.before, int((stop - self.before).max()))
+        return Context(window, canvas.rule, store=self.store, exact=True)

@@ -30,6 +30,8 @@ class Shifted(Denoiser):
         window = ctx.over(tokens.shape[1])
         if window.starts == 0 if isinstance(window.starts, int) else not bool(window.starts.any()):
             return self.from_start(tokens, ctx, window.width)
+        if ctx.exact and ctx.read is not None and bool((ctx.read % window.width > 0).all()):
+            return self.model(tokens, replace(ctx, read=ctx.read - 1))  # all predecessors lie in the window
         if isinstance(window.starts, int):
             wider, late = window.widened(1), None
         else:  # a row that begins at 0 cannot begin earlier: it is computed one position further instead
