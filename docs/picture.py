@@ -15,7 +15,7 @@ from unveil.hub import load
 from unveil.watch.frames import frames
 from unveil.watch.terminal import Painter
 
-SOURCE = "def read_lines(path):\n    [[8]]\n    with open(path) as file:\n        return [[6]]\n"
+SOURCE = "def read_lines(path):[[10]]\n    with open(path) as file:\n        return[[6]]\n"
 SHARES = (0.0, 0.4, 0.7, 1.0)  # of the steps: when the stills are taken
 
 

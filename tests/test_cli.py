@@ -172,6 +172,27 @@ def test_blanks_are_read():
         blanks.parse("[[4-2]]", lambda text: [], None, 1)
 
 
+def test_the_demo_cuts_whole_lines_out_of_held_out_functions(folder):
+    from unveil.cli.demo import functions, gaps
+    from unveil.data import prepare
+    from unveil.hub import load
+
+    _, text = load(folder / "dlm")
+    (folder / "code").mkdir(exist_ok=True)
+    for i in range(6):
+        lines = ["class A:", f"    def f{i}(self, x):", "        a = x", "        b = x + a", f"        c = b + {i}"]
+        (folder / "code" / f"{i}.txt").write_text("\n".join([*lines, "        return c", ""]), encoding="utf-8")
+    side = prepare(str(folder / "code"), text, held_out=0.5, cache=folder / "cache").held_out
+    found = list(gaps(side, text))
+    assert len(found) == len(side)
+    for gap in found:
+        whole = text.decode([*gap.before, *gap.middle, *gap.after])
+        _, code, start, stop = next(functions(whole))
+        assert code == whole
+        assert text.decode(gap.middle).strip() == whole[start:stop] == "b = x + a"
+    assert not list(functions("def f(:"))
+
+
 def test_score_says_bound_or_exact(run, folder):
     words = ["--data", str(folder / "text.txt"), "--length", "32", "--windows", "8", "--all", "--json"]
     parent = machine(run("score", str(folder / "ar"), *words)[1])

@@ -100,7 +100,7 @@ class Canvas:
             assert trained is not None
             size = size or trained
             if size % trained:
-                raise ValueError(f"block is {size}; a model trained in blocks of {trained} decodes in multiples of them")
+                raise ValueError(f"block is {size}; a model trained in blocks of {trained} decodes in its multiples")
             start = start - start % size
         rest = int((self.lengths - start).max())
         size = rest if size is None else size

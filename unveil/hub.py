@@ -43,8 +43,9 @@ def load_model(
     """A checkpoint as a denoiser, in eval mode.
 
     `path` is a folder, the name of a built-in model or a hub id. A diffusion checkpoint that predicts the next token
-    comes wrapped so that logits at i speak of token i; `raw` gives the bare network. An autoregressive parent comes bare. `mask_id` overrides the checkpoint's;
-    given for one that knows of no mask, it says that these are the weights of a denoiser with full attention.
+    comes wrapped so that logits at i speak of token i; `raw` gives the bare network. An autoregressive parent comes
+    bare. `mask_id` overrides the checkpoint's; given for a checkpoint that knows of none, it says that these are the
+    weights of a denoiser with full attention.
     `dtype` is a torch type, its name, or "auto" for the checkpoint's own; None means float32 on a CPU, else "auto".
 
     Raises ValueError when it is no checkpoint, its family is unknown, or a tensor is missing, too many, or mis-shaped.

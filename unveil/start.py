@@ -86,7 +86,7 @@ def dressed(network: Transformer, text: Text, objective: Objective, next_token: 
         case _:
             network.attention, usual = Attention("full"), next_token
     if isinstance(objective, Leader) and shift is False:
-        raise ValueError("the leader layout reads token i at i - 1, as its parent does: it cannot be had without a shift")
+        raise ValueError("the leader layout reads token i at i - 1, as its parent does: it needs the shift")
     return Shifted(network) if (usual if shift is None else shift) else network
 
 

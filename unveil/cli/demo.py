@@ -7,6 +7,7 @@ import math
 import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 FILLS = 3  # held-out functions
 COMMANDS = (
     "unveil generate 'def mean(values):' --length 48",
-    "unveil fill 'def area(radius):\\n    [[12]]\\n    return result\\n'",
+    "unveil fill 'def area(radius):[[16]]\\n    return result\\n'",
     "unveil adapt stdlib-ar --data YOUR_FOLDER --minutes 10 --out my-dlm",
 )
 Minutes = Annotated[float, typer.Option(help="Of adaptation; loading, scoring and filling take about one more.")]
@@ -161,28 +162,35 @@ class Gap:
 def gaps(side: Packed, text: Text) -> Iterator[Gap]:
     """Short functions of held-out files, each without the line in its middle; at most one a file."""
     for number in range(len(side)):
-        source = text.decode(side.document(number))
-        try:
+        for name, code, start, stop in functions(text.decode(side.document(number))):
+            ids, at, inside = text.encode(code), 0, []
+            for place, piece in enumerate(text.pieces(ids)):
+                if at < stop and at + len(piece) > start:
+                    inside.append(place)
+                at += len(piece)
+            first, last = inside[0], inside[-1] + 1
+            if 4 <= last - first <= 14:
+                front = [] if text.start_id is None else [text.start_id]
+                yield Gap(f"{name} in {side.names[number]}", front + ids[:first], ids[first:last], ids[last:])
+                break
+
+
+def functions(source: str) -> Iterator[tuple[str, str, int, int]]:
+    """Functions of 5 to 11 lines: name, code, and where the code of its middle line begins and ends."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # old escapes in strings
             tree = ast.parse(source)
-        except SyntaxError:
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and 4 <= (node.end_lineno or 0) - node.lineno <= 10:
-                lines = source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]
-                lines = textwrap.dedent("".join(lines)).splitlines(keepends=True)
-                cut = len(lines) // 2
-                indent = lines[cut][: len(lines[cut]) - len(lines[cut].lstrip())]
-                middle = text.encode(lines[cut].strip())
-                if 4 <= len(middle) <= 14 and not lines[cut].lstrip().startswith(("#", '"')):
-                    start = [] if text.start_id is None else [text.start_id]
-                    front = start + text.encode("".join(lines[:cut]) + indent)
-                    yield Gap(
-                        f"{node.name} in {side.names[number]}",
-                        front,
-                        middle,
-                        text.encode("\n" + "".join(lines[cut + 1 :])),
-                    )
-                    break
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and 4 <= (node.end_lineno or 0) - node.lineno <= 10:
+            code = "".join(source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno])
+            lines = textwrap.dedent(code).splitlines(keepends=True)
+            cut = len(lines) // 2
+            line = lines[cut].strip()
+            start = sum(map(len, lines[:cut])) + lines[cut].index(line)
+            if line and not line.startswith(("#", '"', "'")):
+                yield node.name, "".join(lines), start, start + len(line)
 
 
 def filled(model: Denoiser, text: Text, side: Packed, console: Console, whose: str) -> list[Sample]:

@@ -95,7 +95,10 @@ def fill(
     device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Fill blanks anywhere: [[8]] is eight tokens, [[2-12]] the best length in that range, [[]] the default."""
+    """Fill blanks anywhere: [[8]] is eight tokens, [[2-12]] the best length in that range, [[]] the default.
+
+    Leave the space before a word, and the indent of a line, inside the blank: most tokens begin with their space.
+    """
     import torch
 
     from .. import hub
@@ -103,7 +106,8 @@ def fill(
     from ..canvas import Canvas
     from ..sample import row_seeds
 
-    given = [t.replace("\\n", "\n").replace("\\t", "\t") for t in texts or [sys.stdin.read()]]
+    # A shell hands over backslash and n where a person means a new line; standard input has real ones.
+    given = [t.replace("\\n", "\n").replace("\\t", "\t") for t in texts] if texts else [sys.stdin.read()]
     templates = [blanks.parse(each, lambda t: [], None, length) for each in given]  # refuses before anything is loaded
     network, text = hub.load(model_place(model), device=device)
     network.eval()
