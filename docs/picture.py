@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from unveil.hub import load
 from unveil.watch.frames import frames
 from unveil.watch.terminal import Painter
 
-SOURCE = "def read_lines(path):[[10]]\n    with open(path) as file:\n        return[[6]]\n"
+SOURCE = "def read_lines(path):[[10]]\n    with open(path) as file:\n        return[[6]]"
 SHARES = (0.0, 0.4, 0.7, 1.0)  # of the steps: when the stills are taken
 
 
@@ -30,7 +31,9 @@ def main() -> None:
         painter.learn(frame)
         if number in stills:
             console.print(Panel(painter.line(frame, 0), subtitle=f"after {frame.forwards} forwards"))
-    Path(__file__).with_name("demo.svg").write_text(console.export_svg(title="unveil fill"), encoding="utf-8")
+    # Fonts are not fetched from elsewhere: the page's own monospace will do.
+    drawn = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="unveil fill"), flags=re.DOTALL)
+    Path(__file__).with_name("demo.svg").write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -106,3 +106,19 @@ def test_rows_longer_than_the_context_are_refused(place):
     given = {"data": str(place / "text.txt"), "parent": str(place / "parent"), **SMALL, "length": 4096}
     with pytest.raises(ValueError, match="longer than the model's context"):
         start(Recipe(**given))
+
+
+def test_conversations_are_rows_whose_prompts_stay(place):
+    rows = [f'{{"prompt": "add {i} and 1: ", "response": "{i + 1}"}}' for i in range(40)]
+    (place / "chat.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    data, parent = str(place / "chat.jsonl"), str(place / "parent")
+    made = start(Recipe(data=data, parent=parent, objective="masked", chat=True, **SMALL))
+    batch = made.corpus.train.batch(0, 4, 32)
+    for tokens, answer in zip(batch.tokens, batch.answer, strict=True):
+        prompt = made.text.decode(tokens[: int(answer.int().argmax())].tolist())
+        assert prompt.startswith("add ")
+        assert tokens[-1] == made.text.eos_id
+        assert bool(answer[-1])
+    assert torch.isfinite(made.objective(made.model, batch).mean)
+    with pytest.raises(ValueError, match="conversations need a parent"):
+        start(Recipe(data=data, chat=True, **SMALL))

@@ -9,7 +9,7 @@ from . import hub, spec
 from .attention import Attention
 from .codecs.text import Text
 from .codecs.train import train_tokenizer
-from .data import Corpus, Packed, prepare, read
+from .data import Conversations, Corpus, Packed, converse, prepare, read
 from .denoiser import Denoiser
 from .families import llama
 from .nn.grow import add_mask, bare
@@ -32,7 +32,7 @@ class Start:
     model: Denoiser
     text: Text
     objective: Objective
-    corpus: Corpus[Packed]
+    corpus: Corpus[Packed] | Corpus[Conversations]
 
 
 def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, int], None] | None = None) -> Start:
@@ -46,6 +46,8 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
         model, text = hub.load(recipe.parent)
         network = bare(model)
         next_token = model.shifted or model.attention.kind == "causal"
+    elif recipe.chat:
+        raise ValueError("conversations need a parent, whose tokenizer and chat template they are written in")
     else:
         text = train_tokenizer((document.text for document in read(sources, field=recipe.field)), recipe.vocab)
         network = bare(hub.fresh(config(recipe, text), seed=recipe.seed))
@@ -54,7 +56,10 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
     limit = network.s.context
     if recipe.length > limit:
         raise ValueError(f"rows of {recipe.length} positions are longer than the model's context of {limit}")
-    corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, close=recipe.close, report=report)
+    if recipe.chat:
+        corpus = converse(sources, text, held_out=recipe.held_out)
+    else:
+        corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, close=recipe.close, report=report)
     model = dressed(network, text, objective, next_token, shift)
     if isinstance(objective, Leader) and (objective.kl or objective.align):
         if not recipe.parent:

@@ -60,6 +60,7 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
     from rich.console import Console
 
     from .. import hub
+    from ..data import Packed
     from ..evaluate.likelihood import score
     from ..start import start
     from ..train import Recipe, train
@@ -74,6 +75,7 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
     say(f"1. Reading {recipe.data} and the parent {parent}")
     made = start(recipe)
     side = made.corpus.held_out
+    assert isinstance(side, Packed), "the demo's recipe reads texts"
     exact = score(hub.load_model(parent), side.windows(recipe.length, WINDOWS))
     say(f"   {sum(p.numel() for p in made.model.parameters()):,} parameters, {made.corpus.train.tokens:,} tokens")
     say(f"   its held-out perplexity, token by token: {exact.perplexity:.2f} (exact)")
@@ -188,8 +190,9 @@ def functions(source: str) -> Iterator[tuple[str, str, int, int]]:
             lines = textwrap.dedent(code).splitlines(keepends=True)
             cut = len(lines) // 2
             line = lines[cut].strip()
-            start = sum(map(len, lines[:cut])) + lines[cut].index(line)
-            if line and not line.startswith(("#", '"', "'")):
+            begun = {inner.lineno - node.lineno for inner in ast.walk(node) if isinstance(inner, ast.stmt)}
+            if cut in begun and not line.startswith(('"', "'")):
+                start = sum(map(len, lines[:cut])) + lines[cut].index(line)
                 yield node.name, "".join(lines), start, start + len(line)
 
 

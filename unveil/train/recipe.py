@@ -32,6 +32,7 @@ class Recipe:
     # on what
     data: str = "stdlib"
     field: str = "text"  # of a .jsonl or .parquet row
+    chat: bool = False  # rows are conversations: prompts are never hidden, responses and their ends are learnt
     held_out: float = 0.02  # share of the documents
     close: bool = True  # end documents with the end-of-text token, so that the model learns to stop
     objective: str = "autoregressive"  # a spec string
