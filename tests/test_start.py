@@ -1,5 +1,7 @@
 """A recipe becomes a network that its objective can train, from random weights or from a parent."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,8 +63,12 @@ def test_a_parent_keeps_its_weights(place):
 
 def test_the_shift_can_be_chosen(place):
     recipe = Recipe(data=str(place / "text.txt"), parent=str(place / "parent"), objective="masked", **SMALL)
-    assert not start(recipe, shift=False).model.shifted
-    assert start(recipe, shift=True).model.shifted
+    assert not start(replace(recipe, shift="no")).model.shifted
+    assert start(replace(recipe, shift="yes")).model.shifted
+    with pytest.raises(ValueError, match="shift is auto, yes or no"):
+        replace(recipe, shift="maybe")
+    with pytest.raises(ValueError, match="leader layout .* needs the shift"):
+        start(replace(recipe, objective="leader(n=3)", shift="no"))
 
 
 def test_an_adapted_model_can_be_adapted_again(place, tmp_path):

@@ -35,8 +35,8 @@ class Start:
     corpus: Corpus[Packed] | Corpus[Conversations]
 
 
-def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, int], None] | None = None) -> Start:
-    """Make what the recipe names. `shift` overrides whether logits at i come from the position before.
+def start(recipe: Recipe, *, report: Callable[[int, int], None] | None = None) -> Start:
+    """Make what the recipe names.
 
     ValueError for whatever the recipe names and is not there, or does not go together.
     """
@@ -60,7 +60,7 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
         corpus = converse(sources, text, held_out=recipe.held_out)
     else:
         corpus = prepare(sources, text, held_out=recipe.held_out, field=recipe.field, close=recipe.close, report=report)
-    model = dressed(network, text, objective, next_token, shift)
+    model = dressed(network, text, objective, next_token, recipe.shift)
     if isinstance(objective, Leader) and (objective.kl or objective.align):
         if not recipe.parent:
             raise ValueError("leader's kl and align compare with a parent, and the recipe names none")
@@ -68,7 +68,7 @@ def start(recipe: Recipe, *, shift: bool | None = None, report: Callable[[int, i
     return Start(model, text, objective, corpus)
 
 
-def dressed(network: Transformer, text: Text, objective: Objective, next_token: bool, shift: bool | None) -> Denoiser:
+def dressed(network: Transformer, text: Text, objective: Objective, next_token: bool, shift: str) -> Denoiser:
     """The network as its objective needs it: with a mask token, the attention it will have, and a shift."""
     if isinstance(objective, Autoregressive):
         network.attention = Attention("causal")
@@ -90,9 +90,9 @@ def dressed(network: Transformer, text: Text, objective: Objective, next_token: 
             network.attention, usual = Attention("full"), True
         case _:
             network.attention, usual = Attention("full"), next_token
-    if isinstance(objective, Leader) and shift is False:
+    if isinstance(objective, Leader) and shift == "no":
         raise ValueError("the leader layout reads token i at i - 1, as its parent does: it needs the shift")
-    return Shifted(network) if (usual if shift is None else shift) else network
+    return Shifted(network) if (usual if shift == "auto" else shift == "yes") else network
 
 
 def config(recipe: Recipe, text: Text) -> dict:

@@ -32,7 +32,7 @@ class Arm:
 
     objective: str  # a spec string; empty: nothing is trained
     about: str
-    shift: bool | None = None  # None: as the objective has it
+    shift: str = "auto"  # as in a recipe
     random: bool = False  # random weights in the parent's shape
     full: bool = False  # is it trained under full attention, in all steps or in some?
     cost: float = 1.0  # of a step, about
@@ -48,7 +48,7 @@ ARMS = {
     "continued": Arm("autoregressive", "the parent, next-token prediction on the same tokens"),
     "random": Arm("adapt(hard=True)", "random weights, full attention, shift", random=True, full=True),
     "seed": Arm("adapt(anneal=0.3)", "attention annealed over 30 % of training, shift", full=True, cost=1.2),
-    "noshift": Arm("adapt(hard=True)", "full attention from the first step, no shift", shift=False, full=True),
+    "noshift": Arm("adapt(hard=True)", "full attention from the first step, no shift", shift="no", full=True),
     "hard": Arm("adapt(hard=True)", "full attention from the first step, shift", full=True),
     "block4": Arm("block(size=4)", "blocks of 4, clean block-causal context, no shift", cost=2.0),
     "block16": Arm("block(size=16)", "blocks of 16, clean block-causal context, no shift", cost=2.0),
@@ -91,6 +91,7 @@ class Plan:
             parent=self.parent,
             data=self.data,
             objective=arm.objective or "autoregressive",
+            shift=arm.shift,
             steps=self.steps,
             rows=self.rows,
             length=self.length,
@@ -123,7 +124,7 @@ def run(name: str, seed: int, plan: Plan) -> dict:
     began = time.perf_counter()
     arm = ARMS[name]
     recipe = plan.recipe(arm, seed)
-    made = start(recipe, shift=arm.shift)
+    made = start(recipe)
     model = made.model
     if arm.random:
         bare(model).initialise(torch.Generator().manual_seed(seed))

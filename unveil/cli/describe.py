@@ -86,7 +86,7 @@ def info(model: Place = "stdlib-dlm", json: Json = False) -> None:
             "shape",
             f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, hidden {shape['hidden']}",
         ),
-        *((name.replace("_", " "), f"{v:,}" if isinstance(v, int) else v) for name, v in about["trained"].items()),
+        *((name.replace("_", " "), f"{v:,}" if type(v) is int else v) for name, v in about["trained"].items()),
         ("files", f"{about['bytes'] / 1e6:.1f} MB"),
     ]
     result(about, json, table(rows))

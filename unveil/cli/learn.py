@@ -65,9 +65,10 @@ def train(
 ) -> None:
     """Train from random weights, or go on from a checkpoint, with any objective."""
     flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
+    flags |= {"shift": None if shift is None else "yes" if shift else "no"}
     flags |= {"seed": seed, "vocab": vocab, "width": width, "layers": layers, "heads": heads}
     limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
-    run(combined(recipe, flags, limits, data, set_), out, shift, resume, overwrite, device, json)
+    run(combined(recipe, flags, limits, data, set_), out, resume, overwrite, device, json)
 
 
 def adapt(
@@ -95,8 +96,9 @@ def adapt(
 ) -> None:
     """Turn an autoregressive checkpoint into a diffusion language model that still loads as its parent."""
     flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
+    flags |= {"shift": None if shift is None else "yes" if shift else "no"}
     limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
-    run(combined(recipe, flags | {"seed": seed}, limits, data, set_), out, shift, resume, overwrite, device, json)
+    run(combined(recipe, flags | {"seed": seed}, limits, data, set_), out, resume, overwrite, device, json)
 
 
 def combined(name: str, flags: dict, limits: dict, data: list[str] | None, more: list[str] | None) -> Recipe:
@@ -127,7 +129,7 @@ def plain(value: str) -> object:
         return value
 
 
-def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: bool, device: str, json: bool) -> None:
+def run(recipe: Recipe, out: str, resume: bool, overwrite: bool, device: str, json: bool) -> None:
     """Train, and say what came of it."""
     from pathlib import Path
 
@@ -140,7 +142,7 @@ def run(recipe: Recipe, out: str, shift: bool | None, resume: bool, overwrite: b
     claim(Path(out), resume, False) if resume or not overwrite else None  # before minutes are spent on the data
     console = Console(stderr=True, quiet=json and not sys.stderr.isatty())
     console.print(f"reading {recipe.data}", highlight=False)
-    made = start(recipe, shift=shift)
+    made = start(recipe)
     made.model.to(device)
     corpus, count = made.corpus, sum(p.numel() for p in made.model.parameters())
     console.print(

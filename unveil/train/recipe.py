@@ -36,6 +36,7 @@ class Recipe:
     held_out: float = 0.02  # share of the documents
     close: bool = True  # end documents with the end-of-text token, so that the model learns to stop
     objective: str = "autoregressive"  # a spec string
+    shift: str = "auto"  # is token i read at i - 1? auto (as the objective has it), yes or no
     # for how long
     steps: int = 0
     tokens: int = 0  # positions read, rows * length a step
@@ -77,6 +78,8 @@ class Recipe:
             raise ValueError(f"{wrong[0]} = {getattr(self, wrong[0])} is out of range")
         if self.accumulate > self.rows:
             raise ValueError(f"accumulate = {self.accumulate} micro-batches need as many rows, got {self.rows}")
+        if self.shift not in ("auto", "yes", "no"):
+            raise ValueError(f"shift is auto, yes or no, got {self.shift!r}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype is auto, float32 or bfloat16, got {self.dtype!r}")
 
