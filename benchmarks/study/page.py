@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
-from measure import Report
+from measure import ROOT, Report
 
 from .arms import ARMS, Plan
 
@@ -153,7 +153,11 @@ def numbers(study: Study, found: Mapping[str, Mapping]) -> dict[str, object]:
     }
     every = [run for each in study.runs.values() for run in each]
     runs = [{key: value for key, value in run.items() if key not in long} for run in every]
-    return {"plan": asdict(study.plan), "real": study.real, "arms": arms, "runs": runs}
+    plan = {  # a path is told from here, not from the root of some machine
+        name: os.path.relpath(value, ROOT) if isinstance(value, str) and value.startswith("/") else value
+        for name, value in asdict(study.plan).items()
+    }
+    return {"plan": plan, "real": study.real, "arms": arms, "runs": runs}
 
 
 def figure(study: Study, path: Path) -> None:
