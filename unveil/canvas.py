@@ -203,12 +203,6 @@ class Canvas:
         inside = self.block.take(self.tokens) == self.mask_id
         return not bool((inside & ~self.block.take(self.given)).any())
 
-    @property
-    def progress(self) -> float:
-        """Share of the blanks that have been written."""
-        left = (self.tokens == self.mask_id) & ~self.given
-        return 1 - float(left.sum() / (~self.given).sum())
-
     def rows(self) -> list[Tensor]:
         """The sequences at their true lengths."""
         return [row[:n] for row, n in zip(self.tokens, self.lengths.tolist(), strict=True)]

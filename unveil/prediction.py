@@ -76,12 +76,6 @@ class Prediction:
         return self.spread((first - normaliser).exp() - (second - normaliser).exp(), -torch.inf)
 
     @cached_property
-    def gap(self) -> Tensor:
-        """(B, W) best logit less the second; -inf where not read."""
-        _, _, first, second = self._summary
-        return self.spread(first - second, -torch.inf)
-
-    @cached_property
     def entropy(self) -> Tensor:
         """(B, W) nats; +inf where not read."""
         _, normaliser, _, _ = self._summary
