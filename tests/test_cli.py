@@ -206,6 +206,13 @@ def test_score_says_bound_or_exact(run, folder):
         assert each["perplexity"] > 1
 
 
+def test_score_of_one_row_claims_no_error(run, folder):
+    words = ("--data", str(folder / "text.txt"), "--all", "--length", "32", "--windows", "1")
+    assert machine(run("score", str(folder / "ar"), *words, "--json")[1])["standard_error"] is None
+    assert "nan" not in run("score", str(folder / "ar"), *words)[1]
+
+
+
 def test_export_round_trips(run, folder, tmp_path):
     from unveil.hub import load_model
 

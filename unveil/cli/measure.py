@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,7 +74,7 @@ def plain(found: Score) -> dict:
     return {
         "kind": found.kind,
         "nats_per_token": found.nats,
-        "standard_error": found.stderr,
+        "standard_error": None if math.isnan(found.stderr) else found.stderr,
         "perplexity": found.perplexity,
         "tokens": found.tokens,
         "layout": found.layout,
@@ -83,8 +84,9 @@ def plain(found: Score) -> dict:
 def shown(found: Score, before: str = "") -> list[tuple[str, object]]:
     """A score for people."""
     said = "exact" if found.exact else "an upper bound"
+    error = "of one row" if math.isnan(found.stderr) else f"+- {found.stderr:.4f}"
     return [
-        (f"{before}nats per token", f"{found.nats:.4f} +- {found.stderr:.4f}  ({said}: {found.layout})"),
+        (f"{before}nats per token", f"{found.nats:.4f} {error}  ({said}: {found.layout})"),
         (f"{before}perplexity", f"{'' if found.exact else '<= '}{found.perplexity:.3f}"),
         (f"{before}tokens", f"{found.tokens:,}"),
     ]
