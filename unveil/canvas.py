@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .attention import FULL, Attention
 from .context import Rule, Window
-from .rules import causal, leading, not_later, within
+from .rules import both, causal, leading, not_later, within
 
 NOWHERE = Window(0, 0)
 
@@ -141,10 +141,10 @@ class Canvas:
             case _:
                 return self.existing(leading(self.block.starts, self.block.width))
 
-    def existing(self, rule: Rule) -> Rule:
+    def existing(self, rule: Rule) -> Rule | None:
         """The rule, less the positions of the block that lie beyond the end of a row."""
         if bool((self.starts + self.block.width > self.lengths).any()):
-            return lambda q, k: rule(q, k) & within(self.lengths)(q, k)
+            return both(rule, within(self.lengths))
         return rule
 
     def reads(self, ahead: bool, revises: bool) -> Tensor:
