@@ -76,7 +76,10 @@ def test_python_m_unveil_is_the_same_command():
     assert found.stdout.strip().count(".") == 2
 
 
-@pytest.mark.parametrize("command", ["train", "adapt", "generate", "fill", "score", "list", "info", "export", "demo"])
+COMMANDS = ["train", "adapt", "generate", "fill", "score", "list", "info", "export", "demo", "task", "bench", "watch"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -210,7 +213,6 @@ def test_score_of_one_row_claims_no_error(run, folder):
     words = ("--data", str(folder / "text.txt"), "--all", "--length", "32", "--windows", "1")
     assert machine(run("score", str(folder / "ar"), *words, "--json")[1])["standard_error"] is None
     assert "nan" not in run("score", str(folder / "ar"), *words)[1]
-
 
 
 def test_export_round_trips(run, folder, tmp_path):

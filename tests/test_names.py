@@ -32,15 +32,17 @@ def test_generate_keeps_its_signature():
         "block": None,
         "steps": None,
         "seed": None,
+        "guide": None,
     }
     kinds = [p.kind.name for p in inspect.signature(generate).parameters.values()]
-    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 4 + ["KEYWORD_ONLY"] * 4
+    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 4 + ["KEYWORD_ONLY"] * 5
 
 
 def test_denoise_takes_no_more_options():
     from unveil.sample import denoise
 
-    assert list(inspect.signature(denoise).parameters) == ["model", "canvas", "decoder", "cache", "block", "steps"]
+    found = list(inspect.signature(denoise).parameters)
+    assert found == ["model", "canvas", "decoder", "cache", "block", "steps", "guide"]
 
 
 def test_load_model_keeps_its_signature():

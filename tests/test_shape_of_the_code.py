@@ -9,12 +9,13 @@ import pytest
 TOP = Path(__file__).parent.parent
 ROOT = TOP / "unveil"
 LAYERS = [
-    {"attention", "canvas", "context", "denoiser", "noise", "prediction", "rules", "spec"},
+    {"attention", "canvas", "context", "denoiser", "guidance", "history", "noise", "prediction", "rules", "spec"},
     {"nn", "processes"},
     {"caches", "decoders", "guides"},
     {"sample", "flows"},
     {"together"},
     {"objectives", "rewards", "codecs"},
+    {"tasks"},
     {"families"},
     {"folder"},
     {"hub", "data"},

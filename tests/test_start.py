@@ -126,5 +126,25 @@ def test_conversations_are_rows_whose_prompts_stay(place):
         assert tokens[-1] == made.text.eos_id
         assert bool(answer[-1])
     assert torch.isfinite(made.objective(made.model, batch).mean)
-    with pytest.raises(ValueError, match="conversations need a parent"):
-        start(Recipe(data=data, chat=True, **SMALL))
+
+
+@pytest.mark.parametrize("objective", ["autoregressive", "masked", "adapt", "leader(n=3)"])
+def test_conversations_can_be_read_as_bytes(tmp_path, objective):
+    rows = [f'{{"prompt": "add {i}\\n", "response": "{i + 1}"}}' for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    made = start(
+        Recipe(data=str(tmp_path / "rows.jsonl"), objective=objective, chat=True, **{**SMALL, "vocab": 257, "heads": 4})
+    )
+    assert made.text.vocab == 257 + (objective != "autoregressive")
+    assert len(made.text.encode("add 7\nß")) == 8  # bytes
+    batch = made.corpus.train.batch(0, 4, 16)
+    assert not batch.answer[:, :6].any()
+    assert batch.answer[:, 10:].all()
+    found = made.objective(made.model, batch)
+    found.total.backward()
+    assert int(found.count) == int(batch.answer.sum())
+    assert torch.isfinite(found.mean)
+    rows = ['{"messages": [{"role": "assistant", "content": "hi"}]}'] * 2
+    (tmp_path / "talk.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="no chat template"):
+        start(Recipe(data=str(tmp_path / "talk.jsonl"), objective=objective, chat=True, **SMALL))

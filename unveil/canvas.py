@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from .attention import FULL, Attention
 from .context import Rule, Window
 from .rules import both, causal, leading, not_later, within
+
+if TYPE_CHECKING:
+    from .prediction import Prediction
 
 NOWHERE = Window(0, 0)
 
@@ -28,12 +32,16 @@ class Canvas:
     lengths: Tensor  # (B,) the true length of each row; on the CPU
     seeds: Tensor  # (B,) what keys each row's random choices
     attention: Attention | None = None  # how the model is to look; None: as it was trained (the loop fills it in)
+    end: int | None = None  # the token that ends a text (the loop fills it in from the model)
+    shifted: bool = False  # does the network speak of a token one position before it? (likewise)
     block: Window = field(default=NOWHERE, init=False)  # the part to finish now
     window: Window = field(default=NOWHERE, init=False)  # the part the latest prediction covers
     number: int = field(default=0, init=False)  # of the block, from 1
     step: int = field(default=0, init=False)  # predictions made for this block
     budget: int = field(default=0, init=False)  # predictions allowed for this block
-    forwards: int = field(default=0, init=False)  # predictions made since the beginning
+    total: int = field(default=0, init=False)  # predictions allowed in all blocks together
+    forwards: int = field(default=0, init=False)  # model calls since the beginning
+    latest: Prediction | None = field(default=None, init=False)  # what the last pass said, until the next is asked for
 
     def __post_init__(self):
         blank = ~self.given
@@ -42,6 +50,8 @@ class Canvas:
         if not bool(blank.any(1).all()):
             raise ValueError("every row needs at least one blank")
         self.first = blank.int().argmax(1).cpu()  # (B,) where each row's first blank is
+        self.taken = torch.zeros_like(self.seeds)  # (B,) predictions a row had a use for; it waited through the others
+        self.hidden = torch.zeros_like(self.given)  # (B, L) what a contrasting guide hides from its weaker look
 
     @classmethod
     def answering(
@@ -114,6 +124,7 @@ class Canvas:
         if more > 0:
             self.tokens = torch.cat([self.tokens, self.tokens.new_zeros(len(self.tokens), more)], 1)
             self.given = torch.cat([self.given, self.given.new_ones(len(self.given), more)], 1)
+            self.hidden = torch.cat([self.hidden, self.hidden.new_zeros(len(self.hidden), more)], 1)
 
     def enter(self, block: Window, steps: int | None) -> None:
         """Begin a block in which `steps` predictions are allowed (None: one for each position).
@@ -147,12 +158,18 @@ class Canvas:
             return both(rule, within(self.lengths))
         return rule
 
-    def reads(self, ahead: bool, revises: bool) -> Tensor:
-        """(N,) flat indices into (B, W) of the positions a decoder will look at."""
+    def reads(self, ahead: bool, revises: bool, lingers: bool = False) -> Tensor:
+        """(N,) flat indices into (B, W) of the positions a decoder will look at.
+
+        A row whose part of the block is finished waits for the others, and nothing is read of it, unless the decoder
+        `lingers` there: what a row is told does not depend on its company.
+        """
         if ahead:
             wanted = ~self.window.take(self.given) if revises else self.blank
         else:
             wanted = self.free if revises else self.open
+        if (ahead or revises) and not lingers:
+            wanted = wanted & self.open.any(1, keepdim=True)
         if self.leading:
             here = self.window.positions(self.tokens.device)
             wanted = wanted & (here == self.starts.to(here.device)[:, None])

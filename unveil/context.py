@@ -5,9 +5,9 @@ Shapes: B rows, L positions, W positions under the window, K keys, G key-value h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,7 @@ class Attend(Protocol):
     q (B, H, W, D), k and v (B, G, K, D), mask (B or 1, 1, W or 1, K) bool or None; `causal` only without a mask.
     """
 
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int
-    ) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor: ...
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
@@ -44,10 +42,17 @@ def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, la
 
 @dataclass(frozen=True)
 class Window:
-    """One start per row and one width. `starts` is an int when all rows begin at one place: then slices are taken."""
+    """One start per row and one width. `starts` is an int when all rows begin at one place: then slices are taken.
+
+    Or positions anywhere in a row, `at`, each once and in order. Rows that need fewer than the widest are filled up
+    with others, which are not `fresh`: what a pass finds there is thrown away, so that no row depends on its company.
+    """
 
     starts: int | Tensor  # (B,) when rows differ
     width: int
+    at: Tensor | None = None  # (B, W); `starts` are then the first of them
+    fresh: Tensor | None = None  # (B, W) bool; None: all are
+    end: int = 0  # how far `at` can reach
 
     @classmethod
     def of(cls, starts: Tensor, width: int) -> Window:
@@ -55,13 +60,28 @@ class Window:
         first = int(starts[0])
         return cls(first, width) if bool((starts == first).all()) else cls(starts, width)
 
+    @classmethod
+    def scattered(cls, wanted: Tensor, width: int | None = None) -> Window:
+        """The True positions of `wanted` (B, L). `width`: the most that any row has, where that is known."""
+        length, counts = wanted.shape[1], wanted.sum(1)
+        most, least = torch.stack([counts.max(), counts.min()]).tolist() if width is None else (width, 0)
+        if least == length:
+            return cls(0, length)
+        order = wanted.int().sort(dim=1, descending=True, stable=True).indices
+        at = order[:, : max(most, 1)].sort(dim=1).values
+        return cls(at[:, 0], at.shape[1], at, None if most == least else wanted.gather(1, at), length)
+
     @property
     def stop(self) -> int:
-        """The first position no row's window reaches."""
+        """The first position no row's window reaches; of scattered positions, the end of what they are taken from."""
+        if self.at is not None:
+            return self.end
         return (self.starts if isinstance(self.starts, int) else int(self.starts.max())) + self.width
 
     def positions(self, device: torch.device) -> Tensor:
         """(1, W) or (B, W) positions within each row."""
+        if self.at is not None:
+            return self.at.to(device)
         here = torch.arange(self.width, device=device)
         if isinstance(self.starts, int):
             return (here + self.starts)[None]
@@ -75,11 +95,23 @@ class Window:
         return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
 
     def put(self, x: Tensor, value: Tensor) -> None:
-        """Write (B, W) values into (B, L), in place."""
+        """Write (B, W, ...) values into (B, L, ...), in place."""
         if isinstance(self.starts, int):
             x[:, self.starts : self.starts + self.width] = value
-        else:
-            x.scatter_(1, self.positions(x.device), value)
+            return
+        inner = [1] * (x.dim() - 2)
+        if self.fresh is not None:
+            value = torch.where(self.fresh.view(*self.fresh.shape, *inner), value, self.take(x))
+        index = self.positions(x.device)
+        x.scatter_(1, index.view(*index.shape, *inner).expand(-1, -1, *x.shape[2:]), value)
+
+    def rows(self, first: int, count: int) -> Window:
+        """The same window for `count` rows from row `first` on."""
+        here = slice(first, first + count)
+        if self.at is not None:
+            fresh = None if self.fresh is None else self.fresh[here]
+            return Window(self.at[here, 0], self.width, self.at[here], fresh, self.end)
+        return self if isinstance(self.starts, int) else Window.of(self.starts[here], self.width)
 
     def widened(self, left: int) -> Window:
         """The same window begun `left` positions earlier."""
@@ -98,6 +130,13 @@ class Store:
         """Forget what is stored and keep the memory."""
         self.length = 0
 
+    def through(self, layer: Any, x: Tensor, run: Any, read: Tensor | None) -> Tensor:
+        """One layer of a network in the pass `run`, (B, W, E) to (B, W, E), or to (N, E) under `read`.
+
+        A store that keeps more than keys and values runs it for some positions and answers for the others.
+        """
+        return layer(x, run, read)
+
     def merge(self, layer: int, k: Tensor, v: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Put fresh (B, G, W, D) keys and values at `window`; return everything known, (B, G, K, D)."""
         if layer not in self.kept:
@@ -106,11 +145,7 @@ class Store:
         self.length = max(self.length, window.stop)
         pair = self.kept[layer]
         for buffer, fresh in zip(pair, (k, v), strict=True):
-            if isinstance(window.starts, int):
-                buffer[:, :, window.starts : window.stop] = fresh
-            else:
-                index = window.positions(buffer.device)[:, None, :, None]
-                buffer.scatter_(2, index.expand(-1, fresh.shape[1], -1, fresh.shape[3]), fresh)
+            window.put(buffer.transpose(1, 2), fresh.transpose(1, 2))
         return pair[0][:, :, : self.length], pair[1][:, :, : self.length]
 
 
@@ -122,6 +157,7 @@ class Context:
     rule: Rule | None = None  # None: everything may look at everything
     positions: Tensor | None = None  # (W,) or (B, W) when they are not simply those of the window
     store: Store | None = None  # None: nothing is kept and the window begins at 0
+    stale: Tensor | None = None  # (B, W) bool: compute only these and what is read; the rest is in the store
     read: Tensor | None = None  # (N,) flat indices into (B, W): logits come for these alone, as (N, V)
     exact: bool = False  # what is stored of positions outside the window is what computing them again would give
     attend: Attend = field(default=dense)
@@ -136,6 +172,23 @@ class Context:
     def over(self, length: int) -> Window:
         """The window, for a sequence of `length` positions."""
         return self.window or Window(0, length)
+
+    def narrowed(self) -> Context:
+        """The pass over what is stale or read, in a window of scattered positions."""
+        if self.stale is None or self.read is None:
+            return replace(self, stale=None)
+        assert self.window is not None
+        assert self.window.starts == 0
+        assert self.positions is None
+        wanted = self.stale.clone()
+        wanted.view(-1)[self.read] = True
+        window = Window.scattered(wanted)
+        if window.at is None:
+            return replace(self, stale=None)
+        index = torch.zeros_like(wanted, dtype=torch.long)
+        index.scatter_(1, window.at, torch.arange(window.width, device=index.device).expand_as(window.at))
+        read = self.read // wanted.shape[1] * window.width + index.view(-1)[self.read]
+        return replace(self, window=window, stale=None, read=read)
 
     def look(self, window: Window, device: torch.device) -> tuple[Tensor | None, bool]:
         """The rule written out for this window, (B or 1, 1, W, K) bool, and whether it is simply causal.
@@ -162,3 +215,15 @@ class Context:
 
 
 EVERYTHING = Context()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One pass that somebody wants computed: of the canvas as it is, or of another look at it."""
+
+    tokens: Tensor  # (B, L)
+    context: Context
+
+
+Asking = Generator[Ask, Tensor, Tensor]
+"""Yields passes, is sent the logits (N, V) of each, and returns those that a step goes by, (N, V)."""

@@ -17,6 +17,7 @@ class Denoiser(nn.Module, ABC):
     attention: Attention = FULL  # how the checkpoint was trained to look
     shifted: bool = False  # do the logits at i already speak of token i because a wrapper moved them?
     bos_id: int | None = None  # put before an empty prompt
+    eos_id: int | None = None  # ends a text
     context_length: int | None = None  # positions it can hold; None: no limit
 
     @abstractmethod

@@ -77,6 +77,7 @@ def load(
     model = load_model(path, mask_id=mask_id, dtype=dtype, device=device, raw=raw)
     agree(bare(model), text, f"{path}")
     model.bos_id = bare(model).bos_id = text.start_id
+    model.eos_id = bare(model).eos_id = text.eos_id
     return model, text
 
 

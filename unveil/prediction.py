@@ -76,6 +76,29 @@ class Prediction:
         return self.spread((first - normaliser).exp() - (second - normaliser).exp(), -torch.inf)
 
     @cached_property
+    def gap(self) -> Tensor:
+        """(B, W) best logit less the second, before any softmax; -inf where not read."""
+        _, _, first, second = self._summary
+        return self.spread(first - second, -torch.inf)
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """(N,) row and (N,) position in the row of what was read."""
+        canvas = self.canvas
+        row = self.read // canvas.window.width
+        return row, canvas.window.positions(self.read.device).expand(len(canvas.tokens), -1).reshape(-1)[self.read]
+
+    def probability(self, tokens: Tensor) -> Tensor:
+        """(B, W) the probability of (B, W) `tokens`; -inf where not read."""
+        wanted = tokens.reshape(-1)[self.read]
+        level = self.logits.gather(-1, wanted[:, None])[:, 0].float()
+        return self.spread((level - self._summary[1]).exp(), -torch.inf)
+
+    def logp(self, rows: slice = slice(None)) -> Tensor:
+        """(n, V) float32 log-probabilities of the positions read; -inf for the mask token."""
+        return self.logits[rows].float() - self._summary[1][rows, None]
+
+    @cached_property
     def entropy(self) -> Tensor:
         """(B, W) nats; +inf where not read."""
         _, normaliser, _, _ = self._summary
@@ -112,9 +135,7 @@ class Prediction:
 
     def noise(self, purpose: int) -> Tensor:
         """(N,) float64 uniforms in (0, 1) for the positions read, each row from its own seed."""
-        canvas = self.canvas
-        row = self.read // canvas.window.width
-        place = canvas.window.positions(self.read.device).expand(len(canvas.tokens), -1).reshape(-1)[self.read]
+        canvas, (row, place) = self.canvas, self.places
         return uniform(canvas.seeds[row], canvas.number, canvas.step, purpose, place)
 
 

@@ -12,30 +12,43 @@ from torch import Tensor
 from . import spec
 from .attention import FULL, Attention
 from .caches import Cache
+from .caches.recompute import Recompute
 from .canvas import Canvas
-from .context import Context
+from .context import Ask, Asking
 from .decoders import Decoder
 from .denoiser import Denoiser
+from .guides import Guide
 from .prediction import Prediction
 
-Passes = Generator[Context | None, Tensor | None, None]
+Passes = Generator[Ask | None, Tensor | None, None]
 
 
-def passes(canvas: Canvas, decoder: Decoder, cache: Cache, block: int | None, steps: int | None) -> Passes:
-    """The loop as a coroutine: it yields a `Context` to be computed, is sent logits (N, V), writes, and yields None.
+def passes(
+    canvas: Canvas, decoder: Decoder, cache: Cache, guide: Guide | None, block: int | None, steps: int | None
+) -> Passes:
+    """The loop as a coroutine: it yields each pass to be computed, is sent logits (N, V), writes, and yields None.
 
     Whoever drives it decides whether a pass is computed alone (`denoise`) or together with others (`together`).
     """
-    if decoder.ahead and not (cache.ahead and canvas.look.kind == "full"):
+    beyond = cache.ahead and canvas.look.kind == "full"
+    ahead = decoder.ahead or (decoder.reaches and beyond)
+    if decoder.ahead and not beyond:
         raise ValueError(
             f"{name(decoder)} reads predictions beyond the block, and {name(cache)} on a model with "
             f"{canvas.look.kind} attention makes none"
         )
+    if decoder.afresh and not isinstance(cache, Recompute):
+        raise ValueError(f"{name(decoder)} looks at everything afresh in every pass, so {name(cache)} cannot serve it")
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; expected at least one prediction per block")
     blocks = list(canvas.blocks(block))
+    canvas.total = sum((here.width if steps is None else steps) for here in blocks)
     cache.begin(canvas)
+    guides = guide.chain() if guide else []
+    for each in guides:
+        each.begin(canvas)
     decoder.begin(canvas)
+    ask = guide.around(decoder.ask) if guide else decoder.ask
     for here in blocks:
         canvas.enter(here, steps)
         cache.enter(canvas)
@@ -44,16 +57,33 @@ def passes(canvas: Canvas, decoder: Decoder, cache: Cache, block: int | None, st
             context = cache.plan(canvas)
             assert context.window is not None
             canvas.window = context.window
-            read = canvas.reads(decoder.ahead, decoder.revises)
-            logits = yield replace(context, read=read)
-            assert logits is not None
-            seen = Prediction(logits, read, canvas)
+            read = decoder.reads(canvas, ahead)
+            if context.read is not None:  # what the cache vouches for
+                read = read[torch.isin(read, context.read)]
+            logits = yield from counted(ask(canvas, replace(context, read=read)), canvas)
+            seen = canvas.latest = Prediction(logits, read, canvas)
+            canvas.taken += canvas.open.any(1)
             canvas.write(decoder.write(canvas, seen))
             canvas.step += 1
-            canvas.forwards += 1
             if canvas.step == canvas.budget:  # out of steps: settle for the latest guess
                 canvas.write(torch.where(canvas.open & seen.seen, seen.best, canvas.seen))
+            for each in guides:
+                each.settle(canvas)
             yield None
+            canvas.latest = None
+
+
+def counted(asking: Asking, canvas: Canvas) -> Generator[Ask, Tensor | None, Tensor]:
+    """The passes of one step, each counted: those of a second look cost what any pass costs."""
+    try:
+        asked = next(asking)
+        while True:
+            canvas.forwards += 1
+            logits = yield asked
+            assert logits is not None
+            asked = asking.send(logits)
+    except StopIteration as stop:
+        return stop.value
 
 
 def name(choice: Decoder | Cache) -> str:
@@ -68,13 +98,17 @@ def prepare(
     cache: Cache | str = "recompute",
     block: int | None = None,
     steps: int | None = None,
+    guide: Guide | str | None = None,
 ) -> Passes:
     """The coroutine for one canvas, with choices built from their spec strings and the attention settled.
 
     block   positions per block, left to right from each row's first blank; None: one block
     steps   predictions allowed per block; None: one token a step for decoders with a quota, as many as others need
+    guide   what changes predictions before the decoder reads them; around the guide that a decoder brings along
     """
     canvas.attention = canvas.attention or model.attention
+    canvas.end = model.eos_id if canvas.end is None else canvas.end
+    canvas.shifted = model.shifted
     longest = int(canvas.lengths.max())
     if model.context_length is not None and longest > model.context_length:
         raise ValueError(
@@ -82,7 +116,12 @@ def prepare(
         )
     rule: Decoder = spec.build("decoders", decoder) if isinstance(decoder, str) else decoder
     kept: Cache = spec.build("caches", cache) if isinstance(cache, str) else cache
-    return passes(canvas, rule, kept, block, steps)
+    led: Guide | None = spec.build("guides", guide) if isinstance(guide, str) else guide
+    rule.meet(model)
+    if rule.guide:
+        own: Guide = spec.build("guides", rule.guide)
+        led = led.beyond(own) if led else own
+    return passes(canvas, rule, kept, led, block, steps)
 
 
 def denoise(
@@ -93,16 +132,17 @@ def denoise(
     cache: Cache | str = "recompute",
     block: int | None = None,
     steps: int | None = None,
+    guide: Guide | str | None = None,
 ) -> Iterator[Canvas]:
     """Finish the canvas block by block with one model call per step, yielding it after every step.
 
     A terminal, a web page, a benchmark and a test all read this one stream.
     """
-    run = prepare(model, canvas, decoder, cache=cache, block=block, steps=steps)
-    for context in run:
-        assert context is not None
-        with torch.inference_mode():
-            run.send(model(canvas.tokens, context))
+    run = prepare(model, canvas, decoder, cache=cache, block=block, steps=steps, guide=guide)
+    for asked in run:
+        while asked is not None:
+            with torch.inference_mode():
+                asked = run.send(model(asked.tokens, asked.context))
         yield canvas
 
 
@@ -116,6 +156,7 @@ def generate(
     block: int | None = None,
     steps: int | None = None,
     seed: int | Sequence[int] | None = None,
+    guide: Guide | str | None = None,
 ) -> Tensor:
     """Prompts, (B, P) or a list of 1-D tensors, to (B, P + length) tokens: each row its prompt and its answer.
 
@@ -130,7 +171,7 @@ def generate(
             raise ValueError("a prompt is empty and the model has no beginning-of-text token to put in its place")
         rows = [torch.cat([row.new_tensor([model.bos_id]), row]) for row in rows]
     canvas = Canvas.answering(rows, length, model.mask_id, row_seeds(seed, len(rows)))
-    deque(denoise(model, canvas, decoder, cache=cache, block=block, steps=steps), maxlen=0)
+    deque(denoise(model, canvas, decoder, cache=cache, block=block, steps=steps, guide=guide), maxlen=0)
     return canvas.tokens[:, int(lead) : int(canvas.lengths.max())]
 
 
@@ -144,6 +185,7 @@ def fill(
     steps: int | None = None,
     seed: int | Sequence[int] | None = None,
     attention: Attention | None = None,
+    guide: Guide | str | None = None,
 ) -> list[Tensor]:
     """Sequences whose blanks hold the mask id, (B, L) or a list of 1-D tensors, to the same without blanks.
 
@@ -153,7 +195,7 @@ def fill(
     rows = [row.long() for row in rows]
     attention = attention or (FULL if model.attention.kind == "leader" else model.attention)
     canvas = Canvas.filling(rows, model.mask_id, row_seeds(seed, len(rows)), attention)
-    deque(denoise(model, canvas, decoder, cache=cache, block=block, steps=steps), maxlen=0)
+    deque(denoise(model, canvas, decoder, cache=cache, block=block, steps=steps, guide=guide), maxlen=0)
     return canvas.rows()
 
 

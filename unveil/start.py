@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from . import hub, spec
 from .attention import Attention
 from .codecs.text import Text
 from .codecs.train import train_tokenizer
-from .data import Conversations, Corpus, Packed, converse, prepare, read
+from .data import Conversations, Corpus, Packed, converse, prepare, read, rows
 from .denoiser import Denoiser
 from .families import llama
 from .nn.grow import add_mask, bare
@@ -46,10 +46,8 @@ def start(recipe: Recipe, *, report: Callable[[int, int], None] | None = None) -
         model, text = hub.load(recipe.parent)
         network = bare(model)
         next_token = model.shifted or model.attention.kind == "causal"
-    elif recipe.chat:
-        raise ValueError("conversations need a parent, whose tokenizer and chat template they are written in")
     else:
-        text = train_tokenizer((document.text for document in read(sources, field=recipe.field)), recipe.vocab)
+        text = train_tokenizer(spoken(sources) if recipe.chat else written(sources, recipe.field), recipe.vocab)
         network = bare(hub.fresh(config(recipe, text), seed=recipe.seed))
         network.bos_id = text.start_id
         next_token = False  # it has learnt nothing yet, so masked diffusion may read token i at i
@@ -66,6 +64,17 @@ def start(recipe: Recipe, *, report: Callable[[int, int], None] | None = None) -
             raise ValueError("leader's kl and align compare with a parent, and the recipe names none")
         objective.parent = hub.load_model(recipe.parent).requires_grad_(False)
     return Start(model, text, objective, corpus)
+
+
+def written(sources: list[str], field: str) -> Iterator[str]:
+    """The texts of documents."""
+    return (document.text for document in read(sources, field=field))
+
+
+def spoken(sources: list[str]) -> Iterator[str]:
+    """The prompts and responses of rows; messages are left out, since no new tokenizer has a template for them."""
+    for _, row in rows(sources):
+        yield from (row[name] for name in ("prompt", "response") if isinstance(row.get(name), str))
 
 
 def dressed(network: Transformer, text: Text, objective: Objective, next_token: bool, shift: str) -> Denoiser:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .canvas import Canvas
-from .context import Context, Store, Window
+from .context import Ask, Context, Store, Window
 from .denoiser import Denoiser
 from .sample import Passes
 
@@ -21,7 +21,7 @@ class Job:
 
     canvas: Canvas
     run: Passes
-    context: Context | None = None  # the pass it wants computed
+    asked: Ask | None = None  # the pass it wants computed
 
 
 def together(model: Denoiser, jobs: Sequence[tuple[Canvas, Passes]]) -> Iterator[list[int]]:
@@ -33,8 +33,8 @@ def together(model: Denoiser, jobs: Sequence[tuple[Canvas, Passes]]) -> Iterator
     waiting = {number: Job(canvas, run) for number, (canvas, run) in enumerate(jobs)}
     while waiting:
         for number, job in list(waiting.items()):
-            job.context = next(job.run, None)
-            if job.context is None:
+            job.asked = job.asked or next(job.run, None)
+            if job.asked is None:
                 del waiting[number]
         groups: dict[tuple, list[Job]] = {}
         for job in waiting.values():
@@ -47,32 +47,39 @@ def together(model: Denoiser, jobs: Sequence[tuple[Canvas, Passes]]) -> Iterator
 
 def alike(job: Job) -> tuple:
     """Passes that agree on this can be merged into one."""
-    context = job.context
-    assert context is not None
+    assert job.asked is not None
+    context = job.asked.context
     assert context.window is not None
     from_zero = isinstance(context.window.starts, int) and context.window.starts == 0
-    return context.window.width, from_zero, context.store is None, context.exact, context.attend
+    store, whole = context.store, context.stale is None
+    alone = None if store is None or type(store) is Store else id(store)  # a store of its own kind is not merged
+    own = context.positions is None
+    return context.window.width, from_zero, whole, store is None, alone, own, context.exact, context.attend
 
 
 def compute(model: Denoiser, group: Sequence[Job]) -> None:
     """One model call for passes of equal width; each job is sent its own logits."""
     if len(group) == 1:
         job = group[0]
-        assert job.context is not None
-        job.run.send(model(job.canvas.tokens, job.context))
+        assert job.asked is not None
+        job.asked = job.run.send(model(job.asked.tokens, job.asked.context))
         return
-    contexts = [job.context for job in group if job.context is not None]
+    asked = [job.asked for job in group if job.asked is not None]
+    contexts = [each.context for each in asked]
     windows = [context.window for context in contexts if context.window is not None]
     reads = [context.read for context in contexts if context.read is not None]
-    counts = [len(job.canvas.tokens) for job in group]
-    width, room = windows[0].width, max(job.canvas.tokens.shape[1] for job in group)
-    tokens = torch.cat([F.pad(job.canvas.tokens, (0, room - job.canvas.tokens.shape[1])) for job in group])
+    counts = [len(each.tokens) for each in asked]
+    width, room = windows[0].width, max(each.tokens.shape[1] for each in asked)
+    tokens = torch.cat([F.pad(each.tokens, (0, room - each.tokens.shape[1])) for each in asked])
     starts = torch.cat(
         [
             torch.full((count,), window.starts) if isinstance(window.starts, int) else window.starts
             for window, count in zip(windows, counts, strict=True)
         ]
     )
+    stale = [context.stale for context in contexts if context.stale is not None]
+    moved = [(context.positions, count) for context, count in zip(contexts, counts, strict=True)]
+    positions = [at.expand(count, width) for at, count in moved if at is not None]
     before = [sum(counts[:index]) * width for index in range(len(counts))]
     stores = [context.store for context in contexts if context.store is not None]
     joined = Joined(stores, counts) if stores else None
@@ -81,14 +88,16 @@ def compute(model: Denoiser, group: Sequence[Job]) -> None:
         Context(
             window=Window.of(starts, width),
             rule=None if all(c.rule is None for c in contexts) and joined is None else side_by_side(contexts, counts),
+            positions=torch.cat(positions) if positions else None,
             store=joined,
+            stale=torch.cat(stale) if stale else None,
             read=torch.cat([read + offset for read, offset in zip(reads, before, strict=True)]),
             exact=contexts[0].exact,
             attend=contexts[0].attend,
         ),
     )
     for job, part in zip(group, logits.split([len(read) for read in reads]), strict=True):
-        job.run.send(part)
+        job.asked = job.run.send(part)
 
 
 class Joined(Store):
@@ -100,24 +109,17 @@ class Joined(Store):
         self.length = max(store.length for store in stores)
 
     def merge(self, layer: int, k: Tensor, v: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        parts = []
+        parts, first = [], 0
         k_rows, v_rows = k.split(list(self.counts)), v.split(list(self.counts))
-        for index, store in enumerate(self.stores):
-            parts.append(store.merge(layer, k_rows[index], v_rows[index], rows_of(window, self.counts, index)))
+        for store, count, k_here, v_here in zip(self.stores, self.counts, k_rows, v_rows, strict=True):
+            parts.append(store.merge(layer, k_here, v_here, window.rows(first, count)))
+            first += count
         self.length = max(store.length for store in self.stores)
         keys, values = zip(*parts, strict=True)
         return self.stack(keys), self.stack(values)
 
     def stack(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat([F.pad(part, (0, 0, 0, self.length - part.shape[2])) for part in parts])
-
-
-def rows_of(window: Window, counts: Sequence[int], index: int) -> Window:
-    """The part of a merged window that belongs to one job."""
-    if isinstance(window.starts, int):
-        return window
-    first = sum(counts[:index])
-    return Window.of(window.starts[first : first + counts[index]], window.width)
 
 
 def side_by_side(contexts: Sequence[Context], counts: Sequence[int]):

@@ -20,3 +20,11 @@ class Cache(ABC):
     @abstractmethod
     def plan(self, canvas: Canvas) -> Context:
         """What the next pass recomputes, by which rule, and what it may reuse."""
+
+    def approximates(self, canvas: Canvas) -> None:
+        """ValueError where finished blocks can be kept exactly: keeping anything else needs full attention."""
+        if canvas.look.exact:
+            raise ValueError(
+                f"the {type(self).__name__.lower()} cache approximates full attention, and this model has "
+                f"{canvas.look.kind} attention, whose finished blocks can be kept exactly: use causal"
+            )

@@ -21,11 +21,7 @@ class Dual(Cache):
             raise ValueError(f"refresh is {self.refresh}; expected 0 (once a block) or a number of steps")
 
     def begin(self, canvas: Canvas) -> None:
-        if canvas.look.exact:
-            raise ValueError(
-                f"the {type(self).__name__.lower()} cache approximates full attention, and this model has "
-                f"{canvas.look.kind} attention, whose finished blocks can be kept exactly: use causal"
-            )
+        self.approximates(canvas)
         self.store = Store(canvas.tokens.shape[1])
 
     def enter(self, canvas: Canvas) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from . import demo, describe, learn, measure, write
+from . import bench, calibrate, demo, describe, learn, measure, replay, task, write
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -28,13 +28,20 @@ for command, examples in {
     learn.train: ["unveil train --recipe stdlib-ar --out my-ar", "unveil train --data a.txt --minutes 10 --out my-ar"],
     write.generate: ["unveil generate 'def mean(values):' --length 48", "echo 'import os' | unveil generate"],
     write.fill: ["unveil fill 'def area(radius):[[24]]return result'", "unveil fill 'x = [[2-8]]\\n' --json"],
+    replay.watch: ["unveil watch run.jsonl --speed 0.2", "unveil watch run.jsonl --json"],
+    bench.bench: [
+        "unveil bench tasks-dlm --task sudoku --out bench",
+        "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
+    ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
+    task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
     describe.list_: ["unveil list", "unveil list decoders"],
     describe.info: ["unveil info stdlib-dlm"],
     describe.export: ["unveil export stdlib-dlm plain-llama --parent --dtype bfloat16"],
 }.items():
     shown = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}".replace("[[", "\\[[") for line in examples)
     app.command(command.__name__.rstrip("_"), epilog=shown, no_args_is_help=False)(command)
+app.add_typer(calibrate.app, name="calibrate")
 
 
 def version(wanted: bool) -> None:

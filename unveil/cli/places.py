@@ -7,8 +7,12 @@ import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-EMBEDDED = ("stdlib-ar", "stdlib-dlm")
-KINDS = ("decoders", "caches", "objectives", "families")
+EMBEDDED = {
+    "stdlib-ar": "unveil train --recipe stdlib-ar --out my-model",
+    "stdlib-dlm": "unveil adapt my-ar --recipe stdlib-dlm --out my-model",
+    "tasks-dlm": "unveil train --recipe tasks-full --parent PARENT --data ROWS --out my-model",
+}  # and how each is made
+KINDS = ("decoders", "caches", "guides", "objectives", "families")
 
 
 def model_place(name: str) -> str:
@@ -16,7 +20,7 @@ def model_place(name: str) -> str:
     if name in EMBEDDED and not (Path(name).exists() or (PACKAGE / "models" / name / "config.json").is_file()):
         raise ValueError(
             f"the embedded model {name} is not part of this build; name a folder or a hub id, or train it: "
-            f"unveil {'train' if name == 'stdlib-ar' else 'adapt my-ar'} --recipe {name} --out my-model"
+            f"{EMBEDDED[name]}"
         )
     return name
 

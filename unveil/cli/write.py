@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,18 +21,22 @@ if TYPE_CHECKING:
     from ..codecs.text import Text
     from ..decoders import Decoder
     from ..denoiser import Denoiser
+    from ..watch.frames import Frame
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id or an embedded model.")]
 Decoding = Annotated[str, typer.Option("--decoder", "-d", help="A spec such as threshold(tau=0.9); see unveil list.")]
 Caching = Annotated[
     str | None, typer.Option("--cache", "-c", help="A spec; default: causal where exact, else recompute.")
 ]
+Guiding = Annotated[str | None, typer.Option("--guide", "-g", help="A spec such as eos(policy='stop').")]
 Block = Annotated[int | None, typer.Option(help="Positions per block; default: the model's own, or one block.")]
 Steps = Annotated[int | None, typer.Option(help="Predictions allowed per block; default: as the decoder likes.")]
 Seed = Annotated[int, typer.Option(help="Keys every random choice; row b uses seed + b.")]
 Heat = Annotated[float | None, typer.Option("--temperature", "-t", help="0: the likeliest token.")]
 TopP = Annotated[float | None, typer.Option(help="Share of probability that draws are made from.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Traced = Annotated[str | None, typer.Option("--trace", help="Record the run in this file, for unveil watch.")]
+Details = Annotated[bool, typer.Option("--statistics", help="Record also what was said of positions not written.")]
 
 
 def generate(
@@ -38,6 +45,7 @@ def generate(
     length: Annotated[int, typer.Option("--length", "-l", help="Tokens to write.")] = 64,
     decoder: Decoding = "threshold",
     cache: Caching = None,
+    guide: Guiding = None,
     block: Block = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -46,6 +54,8 @@ def generate(
     n: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
     chat: Annotated[bool, typer.Option(help="Put prompts into the model's chat template.")] = False,
     device: Device = "cpu",
+    trace: Traced = None,
+    statistics: Details = False,
     json: Json = False,
 ) -> None:
     """Continue prompts: diffusion in blocks, or token by token with --block 1 where the model can."""
@@ -55,6 +65,7 @@ def generate(
 
     if n < 1:
         raise ValueError(f"-n is {n}; expected at least one answer per prompt")
+    record = recording(trace, statistics, model, decoder, temperature, top_p)
     given = prompts or [sys.stdin.read().removesuffix("\n") if not sys.stdin.isatty() else ""]
     network, text = hub.load(model_place(model), device=device)
     network.eval()
@@ -67,7 +78,7 @@ def generate(
 
     prompt_rows = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
     canvas = Canvas.answering(prompt_rows, length, network.mask_id, row_seeds(seed, len(rows)))
-    cost = run(network, text, canvas, chosen, cache, block, steps, titles, json)
+    cost = run(network, text, canvas, chosen, cache, block, steps, titles, json, record, guide)
     samples = []
     for index, (row, ids) in enumerate(zip(canvas.rows(), rows, strict=True)):
         answer = row[len(ids) :].tolist()
@@ -87,12 +98,15 @@ def fill(
     length: Annotated[int, typer.Option("--length", "-l", help="Tokens in a blank written [[]].")] = 16,
     decoder: Decoding = "confidence",
     cache: Caching = None,
+    guide: Guiding = None,
     block: Block = None,
     steps: Steps = None,
     seed: Seed = 0,
     temperature: Heat = None,
     top_p: TopP = None,
     device: Device = "cpu",
+    trace: Traced = None,
+    statistics: Details = False,
     json: Json = False,
 ) -> None:
     """Fill blanks anywhere: [[8]] is eight tokens, [[2-12]] the best length in that range, [[]] the default.
@@ -108,6 +122,9 @@ def fill(
 
     # A shell hands over backslash and n where a person means a new line; standard input has real ones.
     given = [t.replace("\\n", "\n").replace("\\t", "\t") for t in texts] if texts else [sys.stdin.read()]
+    record = recording(trace, statistics, model, decoder, temperature, top_p)
+    if record and len(given) > 1:
+        raise ValueError(f"a trace holds one run, and {len(given)} texts are as many runs: fill them one at a time")
     templates = [blanks.parse(each, lambda t: [], None, length) for each in given]  # refuses before anything is loaded
     network, text = hub.load(model_place(model), device=device)
     network.eval()
@@ -122,19 +139,20 @@ def fill(
         if len(rows) > 1:
             canvas = Canvas.filling(rows, network.mask_id, row_seeds([seed + number] * len(rows), len(rows)), attention)
             began = time.perf_counter()
-            search = run(network, text, canvas, chosen, cache, block, steps, [], True)
+            search = run(network, text, canvas, chosen, cache, block, steps, [], True, guide=guide)
             scores = blanks.fit(network, canvas, seed)
             search |= {"forwards": search["forwards"] + blanks.DRAWS, "seconds": time.perf_counter() - began}
             best = min(range(len(scores)), key=scores.__getitem__)
         canvas = Canvas.filling(rows[best : best + 1], network.mask_id, row_seeds(seed + number, 1), attention)
-        costs.append(run(network, text, canvas, chosen, cache, block, steps, [source.split("\n")[0][:60]], json))
+        title = [source.split("\n")[0][:60]]
+        costs.append(run(network, text, canvas, chosen, cache, block, steps, title, json, record, guide))
         for name in ("forwards", "seconds"):
             costs[-1][name] += search[name]
         lengths = choices[best][0]
         whole, parts = spelled(text, canvas.rows()[0].tolist(), template, lengths)
         filled.append({"text": whole, "blanks": parts, "lengths": list(lengths), "bound": scores[best]})
     total = {name: sum(cost[name] for cost in costs) for name in ("forwards", "tokens", "seconds")}
-    shared = {name: costs[0][name] for name in ("cache", "block", "steps")}
+    shared = {name: costs[0][name] for name in ("cache", "block", "steps", "guide")}
     if json or not sys.stdout.isatty():
         result(
             {"model": model, "decoder": decoder, **shared, **total, "filled": filled}, json, [f["text"] for f in filled]
@@ -168,6 +186,36 @@ def chosen_decoder(name: str, temperature: float | None, top_p: float | None) ->
     return replace(spec.build("decoders", name), **{k: v for k, v in flags.items() if v is not None})
 
 
+@dataclass(frozen=True)
+class Recording:
+    """Where a run is recorded, and what it is called there."""
+
+    path: Path
+    statistics: bool
+    model: str
+    decoder: str
+
+
+def recording(
+    trace: str | None, statistics: bool, model: str, decoder: str, temperature: float | None, top_p: float | None
+) -> Recording | None:
+    """What --trace asks for, refused before anything is loaded."""
+    if trace is None:
+        if statistics:
+            raise ValueError("--statistics adds to a trace: say where it goes with --trace FILE")
+        return None
+    path = Path(trace)
+    if path.exists():
+        raise ValueError(f"{trace} is there already: give the trace another name")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to put the trace in")
+    flags = {"temperature": temperature, "top_p": top_p}
+    name, _, options = decoder.partition("(")
+    parts = [options.strip().removesuffix(")"), *(f"{k}={v}" for k, v in flags.items() if v is not None)]
+    inside = ", ".join(part for part in parts if part)
+    return Recording(path, statistics, model, f"{name}({inside})" if inside else name)
+
+
 def run(
     network: Denoiser,
     text: Text,
@@ -178,6 +226,8 @@ def run(
     steps: int | None,
     titles: list[str],
     quiet: bool,
+    record: Recording | None = None,
+    guide: str | None = None,
 ) -> dict:
     """Finish a canvas, shown live where there is a terminal; what it took."""
     from rich.console import Console
@@ -189,12 +239,26 @@ def run(
     look = canvas.attention or network.attention
     cache = cache or ("causal" if look.exact else "recompute")
     block = look.block if block is None else block
-    chosen = {"cache": cache, "block": block, "steps": steps}
+    chosen = {"cache": cache, "block": block, "steps": steps, "guide": guide}
     blanks_in_all, began = int((~canvas.given).sum()), time.perf_counter()
-    if not quiet and sys.stdout.isatty():
-        play(frames(network, canvas, decoder, **chosen), text, Console(), titles=titles)
+    live = not quiet and sys.stdout.isatty()
+    if live or record:
+        shown = frames(network, canvas, decoder, statistics=record is not None and record.statistics, **chosen)
+        if record:
+            shown = recorded(shown, canvas, record, chosen)
+        play(shown, text, Console(quiet=not live), titles=titles)
     else:
         deque(denoise(network, canvas, decoder, **chosen), maxlen=0)
     seconds = time.perf_counter() - began
     spent = {"forwards": canvas.forwards, "tokens": blanks_in_all, "seconds": round(seconds, 4)}
     return {**chosen, **spent}
+
+
+def recorded(shown: Iterator[Frame], canvas: Canvas, record: Recording, chosen: dict) -> Iterator[Frame]:
+    """The same frames, written to the trace as they come."""
+    from ..watch.trace import Header
+    from ..watch.trace import record as write
+
+    place = str(Path(record.model).resolve()) if Path(record.model).is_dir() else record.model
+    header = Header.of(canvas, model=record.model, tokenizer=place, decoder=record.decoder, **chosen)
+    return write(shown, record.path, header)

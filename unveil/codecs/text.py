@@ -229,8 +229,10 @@ class Text:
         config.setdefault("clean_up_tokenization_spaces", False)
         config.update({f"{role}_token": token for role, token in self.special.items()})
         config["added_tokens_decoder"] = {
-            str(i): {name: getattr(token, name) for name in
-                     ("content", "lstrip", "normalized", "rstrip", "single_word", "special")}
+            str(i): {
+                name: getattr(token, name)
+                for name in ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+            }
             for i, token in sorted(self.tokenizer.get_added_tokens_decoder().items())
         }
         if self.template is not None:

@@ -115,9 +115,7 @@ class Packed:
     def origins(self, ids: Sequence[int], length: int, *, seed: int = 0) -> list[str]:
         """The names of the documents that these samples hold."""
         found = [
-            self.names[which]
-            for i in ids
-            for which, _, _ in self._spans(*self._place(int(i), length, seed), length)
+            self.names[which] for i in ids for which, _, _ in self._spans(*self._place(int(i), length, seed), length)
         ]
         return list(dict.fromkeys(found))
 

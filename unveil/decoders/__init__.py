@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from ..canvas import Canvas
+from ..context import Ask, Asking, Context
+from ..denoiser import Denoiser
 from ..prediction import Prediction
 
 
 @dataclass
 class Decoder(ABC):
     ahead: ClassVar[bool] = False  # does it read predictions beyond the block?
+    reaches: ClassVar[bool] = False  # does it read them too, but only where every pass makes them?
     revises: ClassVar[bool] = False  # does it read predictions for what it has already written?
+    lingers: ClassVar[bool] = False  # does it go on reading rows whose part of the block is full?
+    afresh: ClassVar[bool] = False  # must every pass compute everything, so that only recompute will do?
+    guide: ClassVar[str] = ""  # the spec of a guide it cannot do without
 
     temperature: float = field(default=0.0, kw_only=True)  # 0: the likeliest token
     top_p: float = field(default=1.0, kw_only=True)  # share of probability that draws are made from
@@ -27,11 +33,22 @@ class Decoder(ABC):
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected more than 0 and at most 1")
 
+    def meet(self, model: Denoiser) -> None:
+        """Called before anything else; ValueError when the decoder was made for another model."""
+
     def begin(self, canvas: Canvas) -> None:
         """Called once per canvas."""
 
     def enter(self, canvas: Canvas) -> None:
         """Called once per block, before its first prediction."""
+
+    def reads(self, canvas: Canvas, ahead: bool) -> Tensor:
+        """(N,) flat indices into (B, W) of the positions this step looks at; `ahead`: beyond the block as well."""
+        return canvas.reads(ahead, self.revises, self.lingers)
+
+    def ask(self, canvas: Canvas, context: Context) -> Asking:
+        """The passes of one step: one, over the canvas as it is. Decoders that verify what they wrote make others."""
+        return (yield Ask(canvas.tokens, context))
 
     @abstractmethod
     def write(self, canvas: Canvas, seen: Prediction) -> Tensor:

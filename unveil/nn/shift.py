@@ -21,7 +21,8 @@ class Shifted(Denoiser):
         super().__init__()
         assert not model.shifted, "shifting twice would speak of the token before"
         self.model = model
-        self.mask_id, self.attention, self.bos_id = model.mask_id, model.attention, model.bos_id
+        self.mask_id, self.attention = model.mask_id, model.attention
+        self.bos_id, self.eos_id = model.bos_id, model.eos_id
         self.context_length = model.context_length
         self.shifted = True
 

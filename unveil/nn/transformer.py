@@ -93,6 +93,17 @@ class Pass:
     mask: Tensor | None
     causal: bool
 
+    def at(self, window: Window) -> Pass:
+        """The same pass over scattered positions of its window, which is the whole sequence."""
+        assert window.at is not None
+        rows, turn, mask = len(window.at), self.turn, self.mask
+        if turn is not None:
+            cos, sin = (window.take(part.expand(rows, -1, -1, -1)) for part in turn)
+            turn = cos, sin
+        if mask is not None and mask.shape[2] > 1:
+            mask = window.take(mask.transpose(1, 2).expand(rows, -1, -1, -1)).transpose(1, 2)
+        return replace(self, window=window, turn=turn, mask=mask)
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention with grouped keys and values, under the pass's rule and store."""
@@ -109,14 +120,21 @@ class SelfAttention(nn.Module):
             self.q_norm = RMSNorm(queries if s.qk_norm == "all" else s.head_size, s.eps)
             self.k_norm = RMSNorm(keys if s.qk_norm == "all" else s.head_size, s.eps)
 
+    def values(self, x_BWE: Tensor) -> Tensor:
+        """(B, W, G, D)."""
+        v = self.v(x_BWE)
+        if self.clip is not None:
+            v = v.clamp(-self.clip, self.clip)
+        return v.unflatten(-1, (-1, self.head_size))
+
     def forward(self, x_BWE: Tensor, p: Pass) -> Tensor:
         B, W, _ = x_BWE.shape
-        q, k, v = self.q(x_BWE), self.k(x_BWE), self.v(x_BWE)
+        q, k, v = self.q(x_BWE), self.k(x_BWE), self.values(x_BWE)
         if self.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.clip is not None:
-            q, k, v = (y.clamp(-self.clip, self.clip) for y in (q, k, v))
-        q, k, v = (y.view(B, W, -1, self.head_size) for y in (q, k, v))
+            q, k = (y.clamp(-self.clip, self.clip) for y in (q, k))
+        q, k = (y.view(B, W, -1, self.head_size) for y in (q, k))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if p.turn is not None:
@@ -250,10 +268,13 @@ class Transformer(Denoiser):
         else:
             turn = self.turn(positions, x_BWE.dtype)
         p = Pass(ctx, window, turn, *self.look(ctx, window, positions))
-        again = self.checkpointing and self.training and torch.is_grad_enabled() and ctx.store is None
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             read = ctx.read if block is self.blocks[-1] else None
-            x_BWE = checkpoint(block, x_BWE, p, read, use_reentrant=False) if again else block(x_BWE, p, read)
+            if ctx.store is not None:
+                x_BWE = ctx.store.through(block, x_BWE, p, read)
+            else:
+                x_BWE = checkpoint(block, x_BWE, p, read, use_reentrant=False) if again else block(x_BWE, p, read)
         return x_BWE
 
     def body(self, x_BWE: Tensor, ctx: Context = EVERYTHING) -> Tensor:
@@ -262,6 +283,7 @@ class Transformer(Denoiser):
 
     def hidden(self, tokens: Tensor, ctx: Context = EVERYTHING) -> Tensor:
         """(B, L) to final normalised states (B, W, E), or (N, E) under `ctx.read`."""
+        ctx = ctx if ctx.stale is None else ctx.narrowed()
         window = ctx.over(tokens.shape[1])
         return self.norm(self.run(self.embed(window.take(tokens)), ctx, window))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
@@ -14,10 +15,13 @@ from .frames import Frame
 
 BLANK = "░"
 SURE, UNSURE = (60, 179, 113), (220, 80, 60)  # green and red; between them by way of yellow
+UNKNOWN = "rgb(140,140,140)"
 
 
 def colour(p: float) -> str:
-    """A probability as an RGB style: red for 0, yellow for 1/2, green for 1."""
+    """A probability as an RGB style: red for 0, yellow for 1/2, green for 1; grey where there is none."""
+    if math.isnan(p):
+        return UNKNOWN
     middle = (214, 175, 54)
     low, high, share = (UNSURE, middle, 2 * p) if p < 0.5 else (middle, SURE, 2 * p - 1)
     r, g, b = (round(x + (y - x) * min(max(share, 0.0), 1.0)) for x, y in zip(low, high, strict=True))

@@ -1,0 +1,125 @@
+"""Every decoder and cache on the trained task models: `unveil bench` for each model and task, and its tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from measure import RESULTS, ROOT, Report
+
+WORK = Path(os.environ.get("UNVEIL_CACHE", "~/.cache/unveil")).expanduser() / "bench" / "decoding"
+FULL = (
+    "random;confidence;margin;entropy;origin(kind='entropy');first_hitting;threshold;threshold(tau=0.7);"
+    "threshold(extrapolate=True);factor;frechet;entropy_bound;klass;credit;hierarchy;prophet;"
+    "prophet(inner='threshold');saber;saber(mu=2.0);saber(take_back=False);wino;edit;ahd;ahd(guard_end=True);tspd;"
+    "focore;focore(adaptive=True);focore(hide='random')"
+)
+LEADER = (
+    "threshold;threshold(tau=0.7);threshold(extrapolate=True);factor;frechet;entropy_bound;klass;credit;hierarchy;"
+    "prophet;saber;edit;tspd;speculative"
+)
+COLUMNS = ("way to decode", "quality, %", "95 %", "less vanilla", "forwards", "tokens a forward", "tokens/s", "speed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bench."""
+
+    model: str  # which of the given models
+    task: str
+    block: int
+    decoders: str
+    caches: str
+    about: str
+
+
+JOBS = {
+    "sudoku-full": Job("full", "sudoku", 10, FULL, "recompute", "4 x 4 Sudoku, full attention"),
+    "caches-full": Job(
+        "full",
+        "sudoku",
+        10,
+        "confidence;threshold;frechet",
+        "prefix;dual;delayed;features",
+        "4 x 4 Sudoku, full attention, every cache",
+    ),
+    "sudoku-leader": Job("leader", "sudoku", 9, LEADER, "causal", "4 x 4 Sudoku, leader"),
+}
+
+
+def run(name: str, job: Job, given: argparse.Namespace, more: str) -> None:
+    """The bench in a process of its own, kept in the work folder."""
+    models = {"full": given.full, "leader": given.leader}
+    words = [sys.executable, "-m", "unveil", "bench", models[job.model], "--task", job.task]
+    words += ["--block", str(job.block), "--decoders", job.decoders + more, "--caches", job.caches]
+    words += ["--count", str(given.count), "--seeds", str(given.seeds), "--timed", str(given.timed)]
+    words += ["--runs", str(given.runs), "--out", str(given.work / name), "--overwrite"]
+    words += ["--ar", given.ar] if job.model == "full" and given.ar else []
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def table(report: Report, name: str, found: dict) -> None:
+    """The figures of one bench, best quality first within a role."""
+    rows = []
+    for one in found["measured"]:
+        quality, less = one["quality"], one["difference"]
+        told = [
+            f"{100 * quality['mean']:.1f}",
+            f"{100 * quality['low']:.1f} to {100 * quality['high']:.1f}",
+            f"{100 * less['mean']:+.1f} ({100 * less['low']:+.1f} to {100 * less['high']:+.1f})",
+        ]
+        rows.append(
+            (one["name"], *told, one["forwards"], one["tokens_per_forward"], one["tokens_per_second"])
+            + (f"{one['over_vanilla']:.2f}x",)
+        )
+    job = JOBS[name]
+    title = f"{job.about}: {found['problems']}, blocks of {job.block}, temperature 0, {found['threads']} thread(s)"
+    report.table(title, COLUMNS, rows)
+    report.pages.append(f"Advice of the command: *{found['advice']}*\n")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", required=True, help="a full-attention model of the recipe tasks-full")
+    parser.add_argument("--leader", required=True, help="a leader model of the recipe tasks-leader")
+    parser.add_argument("--ar", help="their parent, for autoregressive decoding beside")
+    parser.add_argument("--sensor", help="a sensor of `unveil calibrate tspd` for the full model on Sudoku")
+    parser.add_argument("--prophet", help="a spec from `unveil calibrate prophet` for the same")
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--timed", type=int, default=6)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="run nothing: collect what is finished")
+    given = parser.parse_args(words)
+    fitted = [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor) + [given.prophet] * bool(given.prophet)
+    report, found = Report("decoding", given.results), {}
+    for name in given.jobs:
+        job, place = JOBS[name], given.work / name
+        if not given.report:
+            more = "".join(f";{each}" for each in fitted) if name == "sudoku-full" else ""
+            run(name, job, given, more)
+        if not (place / "bench.json").exists():
+            continue
+        told = json.loads((place / "bench.json").read_text())
+        for key in ("model", "autoregressive model"):
+            told[key] = told[key] and Path(told[key]).name
+        found[name] = told
+        table(report, name, told)
+        shutil.copyfile(place / "pareto.png", ROOT / "docs" / f"decoding-{name}.png")
+    if not found:
+        raise SystemExit(f"no bench is finished in {given.work}")
+    report.write({"benches": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""`unveil bench` and `unveil calibrate` as a user types them: their output, their files, and each mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from toy import checkpoint
+
+import unveil.tasks
+from unveil import cli, spec
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A full and a leader model, a parent, and a place where the toy task is found."""
+    top = tmp_path_factory.mktemp("bench")
+    checkpoint(top / "full")
+    checkpoint(top / "leader", "leader", 4)
+    checkpoint(top / "parent", "causal")
+    (top / "tasks").mkdir()
+    lines = '"""A toy."""\n\nfrom toy import Toy\n\n__all__ = ["Toy"]\n'
+    (top / "tasks" / "toy.py").write_text(lines, encoding="utf-8")
+    return top
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, folder):
+    """Run a command in this process: its exit code, its output and its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unveil.tasks, "__path__", [*unveil.tasks.__path__, str(folder / "tasks")])
+    monkeypatch.setenv("COLUMNS", "110")
+
+    def command(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["unveil", *words])
+        with pytest.raises(SystemExit) as found:
+            cli.main()
+        return (found.value.code or 0, *capsys.readouterr())
+
+    return command
+
+
+QUICK = ["--task", "toy", "--count", "12", "--seeds", "2", "--timed", "1", "--runs", "1"]
+
+
+def test_bench(run, folder, tmp_path):
+    ways = [
+        "--decoders",
+        "threshold(tau=0.4);prophet(high=3, mid=2)",
+        "--decoders",
+        "ahd",
+        "--caches",
+        "recompute;dual",
+    ]
+    words = ["bench", str(folder / "full"), *QUICK, *ways]
+    code, out, err = run(*words, "--out", "results", "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert [one["name"] for one in found["measured"]] == [
+        "vanilla",
+        "confidence, 3 steps a block",
+        "confidence, 1 step a block",
+        "threshold(tau=0.4) with recompute",
+        "threshold(tau=0.4) with dual",
+        "prophet(high=3, mid=2) with recompute",
+        "prophet(high=3, mid=2) with dual",
+        "ahd with recompute",
+    ]
+    assert [(one["decoder"], one["cache"]) for one in found["skipped"]] == [("ahd", "dual")]
+    assert len(found["measured"][0]["quality_per_draw"]) == 2
+    assert found["measured"][0]["over_vanilla"] == 1
+    assert "measuring 8 ways" in err
+    assert {"bench.html", "bench.json"} <= set(found["files"])
+    assert json.loads((tmp_path / "results" / "bench.json").read_text())["advice"] == found["advice"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    code, _, err = run(*words, "--out", "results")
+    assert (code, "--overwrite" in err) == (2, True)
+    code, out, err = run(*words, "--out", "results", "--overwrite")
+    assert code == 0, err
+    assert "skipped ahd with dual" in out
+    assert found["measured"][3]["name"] in out
+
+
+def test_bench_beside_autoregressive_decoding(run, folder):
+    words = [*QUICK, "--decoders", "threshold", "--caches", "causal", "--json"]
+    led = json.loads(run("bench", str(folder / "leader"), *words)[1].splitlines()[-1])
+    assert [one["role"] for one in led["measured"]] == ["vanilla", "fewer steps", "autoregressive", "decoder"]
+    assert led["block"] == 4
+    code, out, err = run("bench", str(folder / "full"), *words[:-1], "--caches", "dual", "--ar", str(folder / "parent"))
+    assert code == 0, err
+    assert "autoregressive" in out
+
+
+def test_calibrate_prophet(run, folder, tmp_path):
+    words = ["calibrate", "prophet", str(folder / "full"), "--task", "toy", "--count", "50", "--json"]
+    code, out, err = run(*words, "--out", "prophet.json", "--region", "prophet(region='blank')", "--agreement", "0.8")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    built = spec.build("decoders", found["spec"])
+    assert built.region == "blank"
+    assert built.high >= 0
+    assert found["traces"] == 50
+    assert json.loads((tmp_path / "prophet.json").read_text())["spec"] == found["spec"]
+    assert run(*words[:-1])[1].splitlines()[-1].startswith("prophet(high=")
+
+
+def test_calibrate_tspd(run, folder, tmp_path):
+    words = ["calibrate", "tspd", str(folder / "full"), "--task", "toy", "--count", "30", "--json"]
+    code, out, err = run(*words, "--out", "sensor.safetensors")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert (tmp_path / "sensor.safetensors").is_file()
+    assert spec.build("decoders", found["spec"]).net is not None
+    assert found["prompts"] == 30
+
+
+MISTAKES = [
+    (["bench", "FULL", "--task", "nonsense"], "there are: arithmetic"),
+    (["bench", "FULL", "--task", "toy", "--decoders", "nonsense"], "there are: ahd"),
+    (["bench", "FULL", "--task", "toy", "--caches", "nonsense"], "there are: causal"),
+    (["bench", "FULL", "--task", "toy", "--guide", "nonsense"], "there are: "),
+    (["bench", "FULL", "--task", "toy", "--decoders", "threshold(mu=1)"], "no option 'mu'"),
+    (["bench", "FULL", "--task", "toy", "--count", "5"], "count is 5"),
+    (["bench", "FULL", "--task", "toy", "--seeds", "0"], "seeds is 0"),
+    (["bench", "FULL", *QUICK, "--batch", "0"], "batch is 0"),
+    (["bench", "FULL", *QUICK, "--ar", "FULL"], "next token"),
+    (["bench", "FULL", "--task", "toy", "--out", "FULL", "--overwrite"], "no bench left"),
+    (["bench", "FULL", "--task", "toy(length=5000)", "--count", "12"], "context"),
+    (["calibrate", "prophet", "FULL", "--task", "toy", "--count", "10"], "at least 50"),
+    (["calibrate", "prophet", "FULL", "--task", "toy", "--out", "p.txt"], ".json file"),
+    (["calibrate", "prophet", "FULL", "--task", "toy", "--region", "threshold"], "expected prophet"),
+    (["calibrate", "prophet", "LEADER", "--task", "toy(tail='ab')"], "leader model"),
+    (["calibrate", "tspd", "FULL", "--task", "toy", "--count", "10", "--out", "s.safetensors"], "at least 20"),
+    (["calibrate", "tspd", "FULL", "--task", "toy", "--out", "s.bin"], ".safetensors file"),
+    (["calibrate", "tspd", "FULL", "--task", "toy(tail='ab')", "--out", "s.safetensors"], "middle of a text"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_a_mistake_is_one_sentence(run, folder, tmp_path, words, said):
+    places = {"FULL": str(folder / "full"), "LEADER": str(folder / "leader")}
+    code, _, err = run(*(places.get(word, word) for word in words))
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
