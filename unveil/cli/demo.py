@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .places import EMBEDDED, PACKAGE, model_place, recipe_place
+from .places import PACKAGE, model_place, recipe_place
 from .say import Json, result
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..watch.report import Sample
 
 FILLS = 3  # held-out functions
+PARENT, SHIPPED = "stdlib-ar", "stdlib-dlm"  # what is adapted here, and what came of doing so for longer
 COMMANDS = (
     "unveil generate 'def mean(values):' --length 48",
     "unveil fill 'def area(radius):[[16]]\\n    return result\\n'",
@@ -42,7 +43,7 @@ Save = Annotated[str | None, typer.Option(help="Keep the adapted model in this f
 def demo(
     minutes: Minutes = 3,
     out: Out = "report.html",
-    parent: Annotated[str, typer.Option(help="The autoregressive checkpoint to adapt.")] = "stdlib-ar",
+    parent: Annotated[str, typer.Option(help="The autoregressive checkpoint to adapt.")] = PARENT,
     save: Save = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what is in the --save folder.")] = False,
     json: Json = False,
@@ -104,9 +105,9 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
         say(f"   {name:<24} {kind:<6} {nats} nats per token, perplexity {perplexity}")
     say("3. Filling the middle of held-out functions")
     samples = filled(made.model, made.text, side, console, "just adapted")
-    if (PACKAGE / "models" / EMBEDDED[1] / "config.json").is_file() and parent == EMBEDDED[0]:
-        longer, text = hub.load(EMBEDDED[1])
-        samples += filled(longer, text, side, console, f"{EMBEDDED[1]}, adapted for longer")
+    if (PACKAGE / "models" / SHIPPED / "config.json").is_file() and parent == PARENT:
+        longer, text = hub.load(SHIPPED)
+        samples += filled(longer, text, side, console, f"{SHIPPED}, adapted for longer")
     lead = (
         f"{parent} adapted for {minutes:g} min ({after['tokens']:,} tokens) on this machine by {recipe.objective}. "
         f"Scored on {exact.tokens:,} held-out tokens of {recipe.data}; a bound is never below what it bounds."
