@@ -355,3 +355,14 @@ def test_noise_ignores_everything_but_its_key():
     assert float(u.min()) > 0
     assert float(u.max()) < 1
     assert abs(float(u.mean()) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("decoder", ["confidence", "threshold(tau=0.3)", "klass", "ahd", "prophet", "saber", "wino"])
+def test_logits_are_never_asked_for_the_prompt(decoder):
+    most = []
+    for size in (4, 40):
+        model, read = tiny("full"), []
+        model.register_forward_hook(lambda network, given, logits, read=read: read.append(len(logits)))
+        generate(model, prompts(1, size), 12, decoder, block=4)
+        most.append(max(read))
+    assert most[0] == most[1] <= 12 + 4
