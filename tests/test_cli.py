@@ -90,7 +90,7 @@ def test_list_reads_the_folders(run):
     code, out, _ = run("list")
     assert code == 0
     found = machine(run("list", "--json")[1])
-    for kind in ("decoders", "caches", "objectives", "families"):
+    for kind in ("decoders", "caches", "guides", "objectives", "families", "tasks"):
         files = {path.stem for path in (TOP / "unveil" / kind).glob("[a-z]*.py")}
         assert set(found[kind]) == files
         assert all(found[kind].values()), f"a {kind[:-1]} says nothing of itself"

@@ -34,7 +34,7 @@ def list_(
 
 def bracketed(kind: str, name: str) -> str:
     """The options of a spec with their defaults, as it would be written."""
-    if kind not in ("decoders", "caches", "guides", "objectives"):
+    if kind not in ("decoders", "caches", "guides", "objectives", "tasks"):
         return ""
     options = ", ".join(f"{option}={default}" for option, default in spec_options(kind, name).items())
     return f"{name}({options})" if options else ""

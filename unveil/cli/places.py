@@ -12,7 +12,7 @@ EMBEDDED = {
     "stdlib-dlm": "unveil adapt my-ar --recipe stdlib-dlm --out my-model",
     "tasks-dlm": "unveil train --recipe tasks-full --parent PARENT --data ROWS --out my-model",
 }  # and how each is made
-KINDS = ("decoders", "caches", "guides", "objectives", "families")
+KINDS = ("decoders", "caches", "guides", "objectives", "families", "tasks")
 
 
 def model_place(name: str) -> str:
@@ -64,6 +64,8 @@ def spec_options(kind: str, name: str) -> dict[str, str]:
     found = {}
     for line in body:
         if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
+            continue
+        if ast.unparse(line.annotation).startswith("ClassVar"):
             continue
         if isinstance(line.value, ast.Call):
             value = next((k.value for k in line.value.keywords if k.arg == "default"), None)
