@@ -21,11 +21,21 @@ FULL = (
     "prophet(inner='threshold');saber;saber(mu=2.0);saber(take_back=False);wino;edit;ahd;ahd(guard_end=True);tspd;"
     "focore;focore(adaptive=True);focore(hide='random')"
 )
+STRICT = (
+    "threshold(tau=0.97);threshold(tau=0.99);threshold(tau=0.99, extrapolate=True);factor(f=0.3);frechet(delta=0.8);"
+    "entropy_bound(gamma=0.01);credit(tau=0.99);hierarchy(low=0.97, high=0.99);klass(tau=0.97, epsilon=0.001);"
+    "ahd(tau=0.99);wino(tau1=0.97);edit(tau=0.97, edit=0.97);focore(adaptive=True, tau=0.97);"
+    "prophet(region='blank', high=20.0, mid=15.0, low=12.0)"
+)
 LEADER = (
     "threshold;threshold(tau=0.7);threshold(extrapolate=True);factor;frechet;entropy_bound;klass;credit;hierarchy;"
     "prophet;saber;edit;tspd;speculative"
 )
 COLUMNS = ("way to decode", "quality, %", "95 %", "less vanilla", "forwards", "tokens a forward", "tokens/s", "speed")
+
+
+GUIDE = "unconditional(scale=0.5)"
+PICTURES = ("sudoku-full", "strict-full", "sudoku-leader")  # shown on the page
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,13 @@ class Job:
     decoders: str
     caches: str
     about: str
+    guide: str = ""
 
 
 JOBS = {
     "sudoku-full": Job("full", "sudoku", 10, FULL, "recompute", "4 x 4 Sudoku, full attention"),
+    "strict-full": Job("full", "sudoku", 10, STRICT, "recompute", "4 x 4 Sudoku, full attention, levels near 1"),
+    "guided-full": Job("full", "sudoku", 10, "threshold", "recompute", "4 x 4 Sudoku, full attention, guided", GUIDE),
     "caches-full": Job(
         "full",
         "sudoku",
@@ -61,6 +74,7 @@ def run(name: str, job: Job, given: argparse.Namespace, more: str) -> None:
     words += ["--block", str(job.block), "--decoders", job.decoders + more, "--caches", job.caches]
     words += ["--count", str(given.count), "--seeds", str(given.seeds), "--timed", str(given.timed)]
     words += ["--runs", str(given.runs), "--out", str(given.work / name), "--overwrite"]
+    words += ["--guide", job.guide] if job.guide else []
     words += ["--ar", given.ar] if job.model == "full" and given.ar else []
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
@@ -101,12 +115,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="run nothing: collect what is finished")
     given = parser.parse_args(words)
-    fitted = [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor) + [given.prophet] * bool(given.prophet)
+    fitted = {
+        "sudoku-full": [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor) + [given.prophet] * bool(given.prophet),
+        "strict-full": [f"tspd(sensor={given.sensor!r}, theta=0.97)"] * bool(given.sensor),
+    }
     report, found = Report("decoding", given.results), {}
     for name in given.jobs:
         job, place = JOBS[name], given.work / name
         if not given.report:
-            more = "".join(f";{each}" for each in fitted) if name == "sudoku-full" else ""
+            more = "".join(f";{each}" for each in fitted.get(name, []))
             run(name, job, given, more)
         if not (place / "bench.json").exists():
             continue
@@ -115,7 +132,8 @@ def main(words: Sequence[str] | None = None) -> None:
             told[key] = told[key] and Path(told[key]).name
         found[name] = told
         table(report, name, told)
-        shutil.copyfile(place / "pareto.png", ROOT / "docs" / f"decoding-{name}.png")
+        if name in PICTURES:
+            shutil.copyfile(place / "pareto.png", ROOT / "docs" / f"decoding-{name}.png")
     if not found:
         raise SystemExit(f"no bench is finished in {given.work}")
     report.write({"benches": found})
