@@ -39,7 +39,6 @@ class Canvas:
     number: int = field(default=0, init=False)  # of the block, from 1
     step: int = field(default=0, init=False)  # predictions made for this block
     budget: int = field(default=0, init=False)  # predictions allowed for this block
-    total: int = field(default=0, init=False)  # predictions allowed in all blocks together
     forwards: int = field(default=0, init=False)  # model calls since the beginning
     latest: Prediction | None = field(default=None, init=False)  # what the last pass said, until the next is asked for
 

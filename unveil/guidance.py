@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .canvas import Canvas
 from .context import Context, Store
-from .prediction import CHUNK
+from .prediction import pieces
 
 AWAY = 100.0  # nats between the least plausible token and the next: no draw ever crosses it
 
@@ -25,9 +25,7 @@ def contrast(strong: Tensor, weak: Tensor, scale: float, alpha: float = 0.0, row
     is not amplified (the plausibility constraint of contrastive decoding, arXiv 2210.15097). They stay finite: who
     forbids all plausible tokens later still finds something. What `strong` forbids stays forbidden.
     """
-    step = max(1, CHUNK // strong.shape[1])
-    for start in range(0, len(strong), step):
-        here = slice(start, start + step)
+    for here in pieces(strong):
         high, low = strong[here].float(), weak[here].float()
         guided = (low + (1 + scale) * (high - low)).masked_fill(high == -torch.inf, -torch.inf)
         if alpha > 0:

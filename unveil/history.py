@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .canvas import Canvas
-from .prediction import CHUNK, Prediction
+from .prediction import Prediction, pieces
 
 FLOOR = -27.6  # log-probabilities below 1e-12 count as that
 
@@ -41,9 +41,7 @@ class History:
             self.kept = torch.zeros(size, device=seen.logits.device)
         index, flat = self.index(seen), self.count.view(-1)
         slot = flat[index] % self.depth * flat.numel() + index
-        rows = max(1, CHUNK // seen.logits.shape[1])
-        for start in range(0, len(index), rows):
-            here = slice(start, start + rows)
+        for here in pieces(seen.logits):
             self.kept[slot[here]] = seen.logp(here).clamp_min(FLOOR)
         flat[index] += 1
 
@@ -58,14 +56,8 @@ class History:
         values = torch.full((len(index),), torch.inf, device=seen.logits.device)
         if self.kept is not None:
             slot = (flat[index] - back) % self.depth * flat.numel() + index
-            rows = max(1, CHUNK // seen.logits.shape[1])
-            for start in range(0, len(index), rows):
-                here = slice(start, start + rows)
+            for here in pieces(seen.logits):
                 now = seen.logp(here)
                 values[here] = (now.exp() * (now.clamp_min(FLOOR) - self.kept[slot[here]])).sum(-1)
             values.masked_fill_(~known, torch.inf)
         return seen.spread(values, torch.inf)
-
-    def forget(self, where: Tensor) -> None:
-        """Begin anew at the positions that are True in (B, R)."""
-        self.count.masked_fill_(where, 0)

@@ -6,6 +6,7 @@ are taken in float32 over a few rows at a time, so that no second tensor of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -16,6 +17,12 @@ from .noise import uniform
 
 CHUNK = 1 << 22  # logits looked at together: 16 MB in float32
 SAMPLE = 1  # keys the noise that picks tokens; other purposes use other numbers
+
+
+def pieces(logits: Tensor) -> Iterator[slice]:
+    """Rows of (N, V) logits, as many at a time as are looked at together."""
+    rows = max(1, CHUNK // logits.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
 class Prediction:
@@ -41,9 +48,8 @@ class Prediction:
 
     def chunks(self):
         """Float32 logits (n, V), some rows at a time, with where they begin."""
-        rows = max(1, CHUNK // self.logits.shape[1])
-        for start in range(0, len(self.logits), rows):
-            yield start, self.logits[start : start + rows].float()
+        for here in pieces(self.logits):
+            yield here.start, self.logits[here].float()
 
     @cached_property
     def _summary(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -42,7 +42,6 @@ def passes(
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; expected at least one prediction per block")
     blocks = list(canvas.blocks(block))
-    canvas.total = sum((here.width if steps is None else steps) for here in blocks)
     cache.begin(canvas)
     guides = guide.chain() if guide else []
     for each in guides:

@@ -72,6 +72,11 @@ def top(score: Tensor, allowed: Tensor, count: Tensor | int) -> Tensor:
     return (rank < torch.as_tensor(count, device=score.device).view(-1, 1)) & allowed
 
 
+def or_best(chosen: Tensor, score: Tensor, allowed: Tensor) -> Tensor:
+    """(B, W) what is chosen; in a row where nothing is, the best allowed position."""
+    return chosen | (top(score, allowed, 1) & ~chosen.any(-1, keepdim=True))
+
+
 def above(score: Tensor, allowed: Tensor, level: Tensor | float, least: int = 1) -> Tensor:
     """True where an allowed position reaches `level`, and at the `least` best, so that every step advances."""
     return (allowed & (score >= level)) | top(score, allowed, least)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..canvas import Canvas
 from ..history import FLOOR, History
-from ..prediction import CHUNK, Prediction
+from ..prediction import Prediction, pieces
 from . import Decoder, above
 
 FORMS = ("window", "ema")
@@ -107,11 +107,10 @@ class Fading(History):
         if kept is None:
             self.kept = kept = torch.zeros(self.count.numel(), seen.logits.shape[1], device=seen.logits.device)
         index, flat = self.index(seen), self.count.view(-1)
-        rows = max(1, CHUNK // seen.logits.shape[1])
-        for start in range(0, len(index), rows):
-            here = index[start : start + rows]
+        for some in pieces(seen.logits):
+            here = index[some]
             sums = kept[here].masked_fill((flat[here] == 0)[:, None], 0.0)
-            kept[here] = self.keeps * (sums + seen.logp(slice(start, start + rows)).clamp_min(FLOOR))
+            kept[here] = self.keeps * (sums + seen.logp(some).clamp_min(FLOOR))
         flat[index] += 1
 
     def divergence(self, seen: Prediction, back: int = 1) -> Tensor:
@@ -122,9 +121,7 @@ class Fading(History):
         if self.kept is not None:
             steady = self.keeps == 1
             total = count if steady else self.keeps * (1 - self.keeps**count) / (1 - self.keeps)
-            rows = max(1, CHUNK // seen.logits.shape[1])
-            for start in range(0, len(index), rows):
-                here = slice(start, start + rows)
+            for here in pieces(seen.logits):
                 now = seen.logp(here)
                 mean = self.kept[index[here]] / total[here, None].clamp_min(1e-30)
                 values[here] = (now.exp() * (now.clamp_min(FLOOR) - mean)).sum(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..canvas import Canvas
 from ..nn.extrapolation import Extrapolation
 from ..prediction import Prediction
-from . import Decoder, above, top
+from . import Decoder, above, or_best
 
 
 @dataclass
@@ -45,8 +45,7 @@ class Threshold(Decoder):
         if not self.extrapolate:
             return torch.where(above(p, allowed, self.tau), token, canvas.seen)
         chosen = self.trend.settle(canvas, seen, token, p >= self.tau) & allowed
-        chosen = chosen | (top(p, allowed, 1) & ~chosen.any(-1, keepdim=True))
-        return torch.where(chosen, token, canvas.seen)
+        return torch.where(or_best(chosen, p, allowed), token, canvas.seen)
 
     def turn(self, canvas: Canvas) -> Tensor:
         """(B, W) True in the leftmost part of the block that is not finished."""

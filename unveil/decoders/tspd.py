@@ -12,7 +12,7 @@ from ..denoiser import Denoiser
 from ..nn.extrapolation import Extrapolation, Noise
 from ..nn.sensor import Origin, Sensor, Trajectories
 from ..prediction import Prediction
-from . import Decoder, top
+from . import Decoder, or_best
 
 
 @dataclass
@@ -74,5 +74,4 @@ class Tspd(Decoder):
         if self.ce:
             chosen = self.trend.settle(canvas, seen, token, chosen)
         chosen = chosen & allowed
-        chosen = chosen | (top(p, allowed, 1) & ~chosen.any(-1, keepdim=True))
-        return torch.where(chosen, token, canvas.seen)
+        return torch.where(or_best(chosen, p, allowed), token, canvas.seen)

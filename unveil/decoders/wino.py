@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..canvas import Canvas
 from ..context import Ask, Asking, Context, Rule, Window
-from ..prediction import CHUNK, Prediction
+from ..prediction import Prediction, pieces
 from . import Decoder, top
 
 SHARE = 7  # tenths of a row's open blanks that one step may commit,
@@ -147,6 +147,7 @@ class Shadow:
 
 def chance(logits: Tensor, tokens: Tensor) -> Tensor:
     """(N,) float32 probabilities of `tokens` (N,) under `logits` (N, V)."""
-    rows = max(1, CHUNK // logits.shape[1])
-    normaliser = torch.cat([some.float().logsumexp(-1) for some in logits.split(rows)])
+    normaliser = logits.new_empty(len(logits), dtype=torch.float32)
+    for here in pieces(logits):
+        normaliser[here] = logits[here].float().logsumexp(-1)
     return (logits.gather(-1, tokens[:, None])[:, 0].float() - normaliser).exp()
