@@ -11,7 +11,7 @@ from rich.panel import Panel
 
 from unveil.attention import FULL
 from unveil.canvas import Canvas
-from unveil.cli.blanks import parse
+from unveil.codecs.blanks import parse
 from unveil.hub import load
 from unveil.watch.frames import frames
 from unveil.watch.terminal import Painter

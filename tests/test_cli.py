@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from unveil import cli
-from unveil.cli import blanks, places
+from unveil.cli import places
+from unveil.codecs import blanks
 
 TOP = Path(__file__).parent.parent
 TRAIN = ["--vocab", "300", "--width", "32", "--layers", "1", "--heads", "2", "--rows", "2", "--length", "32"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import blanks
+from ..codecs import blanks
 from .places import model_place
 from .say import Json, result
 
@@ -118,6 +118,7 @@ def fill(
     from .. import hub
     from ..attention import FULL
     from ..canvas import Canvas
+    from ..evaluate.lengths import DRAWS, fit
     from ..sample import row_seeds
 
     # A shell hands over backslash and n where a person means a new line; standard input has real ones.
@@ -140,8 +141,8 @@ def fill(
             canvas = Canvas.filling(rows, network.mask_id, row_seeds([seed + number] * len(rows), len(rows)), attention)
             began = time.perf_counter()
             search = run(network, text, canvas, chosen, cache, block, steps, [], True, guide=guide)
-            scores = blanks.fit(network, canvas, seed)
-            search |= {"forwards": search["forwards"] + blanks.DRAWS, "seconds": time.perf_counter() - began}
+            scores = fit(network, canvas, seed)
+            search |= {"forwards": search["forwards"] + DRAWS, "seconds": time.perf_counter() - began}
             best = min(range(len(scores)), key=scores.__getitem__)
         canvas = Canvas.filling(rows[best : best + 1], network.mask_id, row_seeds(seed + number, 1), attention)
         title = [source.split("\n")[0][:60]]

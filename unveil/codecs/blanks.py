@@ -6,15 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..canvas import Canvas
-    from ..denoiser import Denoiser
 
 BLANK = re.compile(r"\[\[\s*(\d*)\s*(?:-\s*(\d+)\s*)?\]\]")
 MOST = 64  # combinations of lengths that a search tries
-DRAWS = 8  # noise draws that each of them is judged by
 
 
 @dataclass(frozen=True)
@@ -66,23 +60,3 @@ def thinned(lengths: Sequence[range]) -> list[range]:
         if count <= MOST:
             return found
         stride += 1
-
-
-def fit(network: Denoiser, canvas: Canvas, seed: int) -> list[float]:
-    """Of each filled row the bound, in nats, on the surprise at everything from its first blank on: the fill, and what
-    follows it. The least is the choice of lengths that fits best; all rows see the same noise."""
-    import torch
-
-    from ..evaluate.likelihood import score
-    from ..objectives import Batch
-
-    width = int(canvas.lengths.max())
-    at = torch.arange(width)
-    beyond = at >= canvas.lengths[:, None]
-    answer = (at >= canvas.first[:, None]) & ~beyond
-    tokens = canvas.tokens[:, :width]
-    ids = torch.zeros(len(tokens), dtype=torch.long)
-    parts = [each.to(tokens.device) for each in (answer, beyond.long(), ids)]
-    batch = Batch(tokens, parts[0], documents=parts[1], ids=parts[2])
-    whole = 0 if canvas.look.kind == "full" else None
-    return score(network, batch, mode="bound", block=whole, draws=DRAWS, seed=seed).totals.tolist()
