@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MINUTES ?= 3
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test fuzz lint bench clean
 
 setup: $(STAMP)
 
@@ -11,7 +11,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,tune,plot,serve,dev]"
 	touch $@
 
 demo: $(STAMP)
@@ -21,12 +21,16 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# What the tests do with the HTTP interface, for longer.
+fuzz: $(STAMP)
+	UNVEIL_FUZZ_REQUESTS=5000 $(BIN)/python -m pytest -s tests/test_serve_schema.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(STAMP)
-	for script in training_speed decoding_speed adaptation; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in training_speed decoding_speed serve adaptation; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -94,6 +94,10 @@ class Canvas:
             seeds = torch.randint(2**31, (len(rows),))
         return cls(tokens, given, mask_id, lengths, seeds.to(device), attention)
 
+    def close(self, rows: Tensor) -> None:
+        """Write nothing more in `rows` (R,): whatever is still blank there stays so, and nothing is read of it."""
+        self.given[rows] = True
+
     @property
     def look(self) -> Attention:
         """How the model looks."""
@@ -104,6 +108,10 @@ class Canvas:
         if size is not None and size < 1:
             raise ValueError(f"block is {size}; expected at least one position")
         start = self.first
+        if self.look.kind == "causal":
+            if size not in (None, 1):
+                raise ValueError(f"block is {size}; an autoregressive model writes in blocks of 1, token by token")
+            size = 1
         if self.look.kind == "block":
             trained = self.look.block
             assert trained is not None
@@ -145,15 +153,16 @@ class Canvas:
             case "full":
                 return within(self.lengths) if bool((self.lengths != self.tokens.shape[1]).any()) else None
             case "block":
-                return self.existing(not_later(self.look.block or self.block.width))
+                size = self.look.block or self.block.width  # a row may end within one of these
+                return self.existing(not_later(size), -(-(self.starts + self.block.width) // size) * size)
             case _ if self.leading:
                 return causal
             case _:
-                return self.existing(leading(self.block.starts, self.block.width))
+                return self.existing(leading(self.block.starts, self.block.width), self.starts + self.block.width)
 
-    def existing(self, rule: Rule) -> Rule | None:
-        """The rule, less the positions of the block that lie beyond the end of a row."""
-        if bool((self.starts + self.block.width > self.lengths).any()):
+    def existing(self, rule: Rule, stop: Tensor) -> Rule | None:
+        """The rule, less the positions before `stop` (B,) that lie beyond the end of a row."""
+        if bool((stop > self.lengths).any()):
             return both(rule, within(self.lengths))
         return rule
 
@@ -204,6 +213,8 @@ class Canvas:
     @property
     def free(self) -> Tensor:
         """(B, W) positions of the current block that were not given."""
+        if self.window is self.block:
+            return ~self.window.take(self.given)
         here = self.window.positions(self.tokens.device)
         start = self.starts.to(here.device)[:, None]
         return ~self.window.take(self.given) & (here >= start) & (here < start + self.block.width)

@@ -105,13 +105,15 @@ class Window:
         index = self.positions(x.device)
         x.scatter_(1, index.view(*index.shape, *inner).expand(-1, -1, *x.shape[2:]), value)
 
-    def rows(self, first: int, count: int) -> Window:
-        """The same window for `count` rows from row `first` on."""
-        here = slice(first, first + count)
+    def rows(self, which: Tensor) -> Window:
+        """The same window for some rows; `which` (R,) should lie on the CPU to spare a device sync."""
         if self.at is not None:
+            here = which.to(self.at.device)
             fresh = None if self.fresh is None else self.fresh[here]
             return Window(self.at[here, 0], self.width, self.at[here], fresh, self.end)
-        return self if isinstance(self.starts, int) else Window.of(self.starts[here], self.width)
+        if isinstance(self.starts, int):
+            return self
+        return Window.of(self.starts[which.to(self.starts.device)], self.width)
 
     def widened(self, left: int) -> Window:
         """The same window begun `left` positions earlier."""
@@ -125,6 +127,7 @@ class Store:
         self.capacity = capacity  # positions per row
         self.length = 0  # positions written so far, over all rows
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.place: Tensor | None = None  # (B,) where in the buffers each row is, -1: dropped; None: all in order
 
     def clear(self) -> None:
         """Forget what is stored and keep the memory."""
@@ -148,6 +151,25 @@ class Store:
             window.put(buffer.transpose(1, 2), fresh.transpose(1, 2))
         return pair[0][:, :, : self.length], pair[1][:, :, : self.length]
 
+    def copy(self, other: Store, row: int, rows: int, length: int) -> None:
+        """Take over the first `length` positions of a store of one row, as those of `row` out of `rows`."""
+        for layer, pair in other.kept.items():
+            if layer not in self.kept:
+                size = rows, pair[0].shape[1], self.capacity, pair[0].shape[3]
+                self.kept[layer] = pair[0].new_zeros(size), pair[1].new_zeros(size)
+            for mine, theirs in zip(self.kept[layer], pair, strict=True):
+                mine[row, :, :length] = theirs[0, :, :length]
+        self.length = max(self.length, length)
+
+    def drop(self, rows: Tensor) -> None:
+        """Free the memory of `rows` (B,) bool; no pass may take part in them from now on."""
+        if self.place is None:
+            self.place = torch.arange(len(rows))
+        kept = (self.place >= 0) & ~rows.cpu()
+        order = self.place[kept]
+        self.kept = {layer: (k[order.to(k.device)], v[order.to(v.device)]) for layer, (k, v) in self.kept.items()}
+        self.place = torch.where(kept, kept.cumsum(0) - 1, -1)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -161,6 +183,8 @@ class Context:
     read: Tensor | None = None  # (N,) flat indices into (B, W): logits come for these alone, as (N, V)
     exact: bool = False  # what is stored of positions outside the window is what computing them again would give
     attend: Attend = field(default=dense)
+    apart: bool = False  # `attend` itself knows who may look at whom
+    lasting: Tensor | None = None  # (B,) bool: rows of which later passes rely on this one, though it may not read them
 
     def __post_init__(self):
         if isinstance(self.window, slice):  # a slice is accepted for convenience

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from .attention import FULL, Attention
-from .context import EVERYTHING, Context
+from .context import EVERYTHING, Ask, Context
 
 
 class Denoiser(nn.Module, ABC):
@@ -23,3 +23,7 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tensor, ctx: Context = EVERYTHING) -> Tensor:
         """(B, L) to (B, W, V), or to (N, V) where `ctx.read` names N rows of the window."""
+
+    def inside(self, ask: Ask) -> tuple[Denoiser, Ask]:
+        """The network that a pass is computed by in the end, and what this one asks of it; for passes with `read`."""
+        return self, ask

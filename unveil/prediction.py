@@ -28,7 +28,8 @@ def pieces(logits: Tensor) -> Iterator[slice]:
 class Prediction:
     def __init__(self, logits: Tensor, read: Tensor, canvas: Canvas):
         """`logits` (N, V) are taken over: the mask token is made impossible in place. `read` (N,) indexes (B, W)."""
-        logits[:, canvas.mask_id] = -torch.inf
+        if canvas.mask_id < logits.shape[1]:  # the blanks of an autoregressive parent are no tokens (`Following`)
+            logits[:, canvas.mask_id] = -torch.inf
         self.logits, self.read, self.canvas = logits, read, canvas
 
     @cached_property
@@ -61,6 +62,8 @@ class Prediction:
         if not parts:
             empty = torch.zeros(0, device=self.logits.device)
             return empty.long(), empty, empty, empty
+        if len(parts) == 1:
+            return parts[0]
         token, normaliser, first, second = (torch.cat(column) for column in zip(*parts, strict=True))
         return token, normaliser, first, second
 
@@ -103,6 +106,15 @@ class Prediction:
     def logp(self, rows: slice = slice(None)) -> Tensor:
         """(n, V) float32 log-probabilities of the positions read; -inf for the mask token."""
         return self.logits[rows].float() - self._summary[1][rows, None]
+
+    def likeliest(self, which: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(M, count) tokens and float32 log-probabilities at some (M,) of the N positions read, best first."""
+        best = self.logits[which].float().topk(count, dim=-1)
+        return best.indices, best.values - self._summary[1][which, None]
+
+    def logp_of(self, which: Tensor, tokens: Tensor) -> Tensor:
+        """(M,) float32 log-probabilities of (M,) `tokens` at some (M,) of the N positions read."""
+        return self.logits[which, tokens].float() - self._summary[1][which]
 
     @cached_property
     def entropy(self) -> Tensor:

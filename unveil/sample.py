@@ -18,6 +18,8 @@ from .context import Ask, Asking
 from .decoders import Decoder
 from .denoiser import Denoiser
 from .guides import Guide
+from .nn.following import Following
+from .nn.grow import bare
 from .prediction import Prediction
 
 Passes = Generator[Ask | None, Tensor | None, None]
@@ -106,6 +108,13 @@ def prepare(
     guide   what changes predictions before the decoder reads them; around the guide that a decoder brings along
     """
     canvas.attention = canvas.attention or model.attention
+    if canvas.look.kind == "causal":
+        continues = bool(((~canvas.given).sum(1).cpu() == canvas.lengths - canvas.first).all())
+        if not continues or not model.shifted:
+            raise ValueError(
+                "an autoregressive model continues texts and fills no blanks: adapt it first (unveil adapt), or "
+                "continue texts by sample.generate or sample.writer"
+            )
     canvas.end = model.eos_id if canvas.end is None else canvas.end
     canvas.shifted = model.shifted
     longest = int(canvas.lengths.max())
@@ -121,6 +130,16 @@ def prepare(
         own: Guide = spec.build("guides", rule.guide)
         led = led.beyond(own) if led else own
     return passes(canvas, rule, kept, led, block, steps)
+
+
+def writer(model: Denoiser) -> Denoiser:
+    """The model as the loop reads it: an autoregressive parent as one that writes token by token, others as they are.
+
+    The parent's weights are shared and not changed.
+    """
+    if model.attention.kind != "causal" or isinstance(model, Following):
+        return model
+    return Following(bare(model)).train(model.training)
 
 
 def denoise(
@@ -159,10 +178,11 @@ def generate(
 ) -> Tensor:
     """Prompts, (B, P) or a list of 1-D tensors, to (B, P + length) tokens: each row its prompt and its answer.
 
+    An autoregressive parent writes in blocks of one: give it the causal cache, which makes that fast.
     Rows of unequal length are followed by zeros. `seed` keys every random choice: row b uses seed + b, or the b-th of
     a list, so that any row of a batch can be written again alone; None: a seed from torch's generator.
     """
-    rows = [row.long() for row in prompts]
+    model, rows = writer(model), [row.long() for row in prompts]
     empty = any(len(row) == 0 for row in rows)
     lead = empty and (model.shifted or model.attention.leads)
     if lead:  # the first token of a next-token predictor needs something to follow

@@ -1,23 +1,25 @@
-"""The second driver: many canvases at once, their passes of equal width merged into one model call."""
+"""The second driver: many canvases at once, their passes laid end to end in one model call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .canvas import Canvas
-from .context import Ask, Context, Store, Window
+from .context import Ask, Context, Rule, Store, Window, causal
 from .denoiser import Denoiser
+from .nn.transformer import Transformer
 from .sample import Passes
+
+MOST = 4096  # positions in one model call; beyond it a longer call is no faster and takes more memory
 
 
 @dataclass
 class Job:
-    """One request: its own canvas, decoder, cache, seeds and options, waiting as the coroutine of `sample.prepare`."""
+    """One canvas with its own decoder, cache, seeds and options, waiting as the coroutine of `sample.prepare`."""
 
     canvas: Canvas
     run: Passes
@@ -27,8 +29,9 @@ class Job:
 def together(model: Denoiser, jobs: Sequence[tuple[Canvas, Passes]]) -> Iterator[list[int]]:
     """Finish every canvas; after each round of passes, yield the numbers of the jobs that are still running.
 
-    What a job writes does not depend on what else is in the batch: masks are per row, and random choices are keyed by
-    the row's seed. Sums may be ordered differently in a larger batch, so equality is to float32 rounding of the logits.
+    What a job writes does not depend on what else is in the batch: each looks at its own keys alone, and random choices
+    are keyed by the row's seed. Sums may be ordered differently in a larger batch, so equality is to float32 rounding
+    of the logits.
     """
     waiting = {number: Job(canvas, run) for number, (canvas, run) in enumerate(jobs)}
     while waiting:
@@ -36,102 +39,186 @@ def together(model: Denoiser, jobs: Sequence[tuple[Canvas, Passes]]) -> Iterator
             job.asked = job.asked or next(job.run, None)
             if job.asked is None:
                 del waiting[number]
-        groups: dict[tuple, list[Job]] = {}
-        for job in waiting.values():
-            groups.setdefault(alike(job), []).append(job)
-        for group in groups.values():
-            with torch.inference_mode():
-                compute(model, group)
+        with torch.inference_mode():
+            found, _ = answers(model, [job.asked for job in waiting.values() if job.asked is not None])
+            for job, logits in zip(waiting.values(), found, strict=True):
+                job.asked = job.run.send(logits)
         yield list(waiting)
 
 
-def alike(job: Job) -> tuple:
-    """Passes that agree on this can be merged into one."""
-    assert job.asked is not None
-    context = job.asked.context
-    assert context.window is not None
-    from_zero = isinstance(context.window.starts, int) and context.window.starts == 0
-    store, whole = context.store, context.stale is None
-    alone = None if store is None or type(store) is Store else id(store)  # a store of its own kind is not merged
-    own = context.positions is None
-    return context.window.width, from_zero, whole, store is None, alone, own, context.exact, context.attend
+def answers(model: Denoiser, asks: Sequence[Ask]) -> tuple[list[Tensor], int]:
+    """The logits (N, V) of each pass, and the number of model calls: those that a `Transformer` computes share some."""
+    found: dict[int, Tensor] = {}
+    shared: dict[int, Ask] = {}
+    transformer: Transformer | None = None
+    for number, ask in enumerate(asks):
+        network, inner = model.inside(taking_part(ask))
+        store = inner.context.store
+        # A store that takes part in what layers do sees whole rows alone.
+        if isinstance(network, Transformer) and (store is None or type(store).through is Store.through):
+            transformer, shared[number] = network, inner
+        else:
+            found[number] = model(ask.tokens, ask.context)
+    count = len(found)
+    for numbers in calls(shared):
+        assert transformer is not None
+        found.update(zip(numbers, call(transformer, [shared[number] for number in numbers]), strict=True))
+        count += 1
+    return [found[number] for number in range(len(asks))], count
 
 
-def compute(model: Denoiser, group: Sequence[Job]) -> None:
-    """One model call for passes of equal width; each job is sent its own logits."""
-    if len(group) == 1:
-        job = group[0]
-        assert job.asked is not None
-        job.asked = job.run.send(model(job.asked.tokens, job.asked.context))
-        return
-    asked = [job.asked for job in group if job.asked is not None]
-    contexts = [each.context for each in asked]
-    windows = [context.window for context in contexts if context.window is not None]
-    reads = [context.read for context in contexts if context.read is not None]
-    counts = [len(each.tokens) for each in asked]
-    width, room = windows[0].width, max(each.tokens.shape[1] for each in asked)
-    tokens = torch.cat([F.pad(each.tokens, (0, room - each.tokens.shape[1])) for each in asked])
-    starts = torch.cat(
-        [
-            torch.full((count,), window.starts) if isinstance(window.starts, int) else window.starts
-            for window, count in zip(windows, counts, strict=True)
-        ]
+def calls(asks: dict[int, Ask]) -> Iterator[list[int]]:
+    """The numbers of passes that are computed in one call, no more than `MOST` positions where there are several."""
+    numbers, size = [], 0
+    for number, ask in asks.items():
+        more = len(ask.tokens) * ask.context.over(ask.tokens.shape[1]).width
+        if numbers and size + more > MOST:
+            yield numbers
+            numbers, size = [], 0
+        numbers, size = [*numbers, number], size + more
+    if numbers:
+        yield numbers
+
+
+def call(network: Transformer, asks: Sequence[Ask]) -> Sequence[Tensor]:
+    """One model call: every pass is a stretch of one long row, in which only attention keeps them apart."""
+    if len(asks) == 1:
+        return [network(asks[0].tokens, asks[0].context)]
+    parts = [Part.of(network, ask) for ask in asks]
+    reads, before = [], 0
+    for part in parts:
+        reads.append(part.read + before)
+        before += len(part.tokens)
+    context = Context(
+        Window(0, before),
+        positions=torch.cat([part.positions for part in parts])[None],
+        read=torch.cat(reads),
+        attend=Apart(parts),
+        apart=True,
     )
-    stale = [context.stale for context in contexts if context.stale is not None]
-    moved = [(context.positions, count) for context, count in zip(contexts, counts, strict=True)]
-    positions = [at.expand(count, width) for at, count in moved if at is not None]
-    before = [sum(counts[:index]) * width for index in range(len(counts))]
-    stores = [context.store for context in contexts if context.store is not None]
-    joined = Joined(stores, counts) if stores else None
-    logits = model(
-        tokens,
-        Context(
-            window=Window.of(starts, width),
-            rule=None if all(c.rule is None for c in contexts) and joined is None else side_by_side(contexts, counts),
-            positions=torch.cat(positions) if positions else None,
-            store=joined,
-            stale=torch.cat(stale) if stale else None,
-            read=torch.cat([read + offset for read, offset in zip(reads, before, strict=True)]),
-            exact=contexts[0].exact,
-            attend=contexts[0].attend,
+    logits = network(torch.cat([part.tokens for part in parts])[None], context)
+    return logits.split([len(read) for read in reads])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One pass as a stretch of a long row: R rows of W positions, one after the other."""
+
+    tokens: Tensor  # (R W,)
+    positions: Tensor  # (R W,)
+    read: Tensor  # (N,) indices into the stretch
+    context: Context
+    window: Window
+    mask: Tensor | None  # (R or 1, 1, W, K) bool
+    causal: bool
+
+    @classmethod
+    def of(cls, network: Transformer, ask: Ask) -> Part:
+        context = ask.context if ask.context.stale is None else ask.context.narrowed()
+        window, device = context.over(ask.tokens.shape[1]), ask.tokens.device
+        positions = window.positions(device) if context.positions is None else context.positions.to(device)
+        positions = positions if positions.dim() == 2 else positions[None]
+        mask, causal = network.look(context, window, positions)
+        everywhere = positions.expand(len(ask.tokens), -1).reshape(-1)
+        assert context.read is not None
+        return cls(window.take(ask.tokens).reshape(-1), everywhere, context.read, context, window, mask, causal)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """(R W, H, D) queries, (R W, G, D) keys and values to (R W, H, D), each row by itself."""
+        q, k, v = (x.view(-1, self.window.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        if self.context.store is not None:
+            k, v = self.context.store.merge(layer, k, v, self.window)
+        return self.context.attend(q, k, v, self.mask, self.causal, layer).transpose(1, 2).flatten(0, 1)
+
+
+class Apart:
+    """How the stretches of a long row look: each by its own rule at its own keys."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.parts, self.sizes = parts, [len(part.tokens) for part in parts]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
+        stretches = (x[0].transpose(0, 1).split(self.sizes) for x in (q, k, v))
+        found = [part.attend(*x, layer) for part, *x in zip(self.parts, *stretches, strict=True)]
+        return torch.cat(found)[None].transpose(1, 2)
+
+
+def taking_part(ask: Ask) -> Ask:
+    """The pass without the rows of which nothing is read, unless later passes rely on what it computes for them.
+
+    A row that waits for others computes nothing: alone it would not have been asked either.
+    """
+    context, rows = ask.context, len(ask.tokens)
+    store, read = context.store, context.read
+    if rows == 1 or read is None or (store is not None and type(store) is not Store):
+        return ask
+    window = context.over(ask.tokens.shape[1])
+    taking = torch.zeros(rows, dtype=torch.bool, device=read.device)
+    if context.lasting is not None:
+        taking |= context.lasting
+    taking[read // window.width] = True
+    if bool(taking.all()):
+        return ask
+    which = taking.nonzero()[:, 0].cpu()
+    if not len(which):  # a pass that nobody needs; the model is to be asked of one row at least
+        which = torch.zeros(1, dtype=torch.long) if store is None else held(store, rows)[:1]
+    index = which.to(read.device)
+    place = (taking.cumsum(0) - 1)[read // window.width]
+    positions, stale = context.positions, context.stale
+    return Ask(
+        ask.tokens[index],
+        replace(
+            context,
+            window=window.rows(which),
+            rule=narrow(context.rule, index, rows),
+            positions=positions if positions is None or len(positions) != rows else positions[index],
+            store=None if store is None else Chosen(store, which, rows),
+            stale=None if stale is None else stale[index],
+            read=place * window.width + read % window.width,
+            lasting=None,
         ),
     )
-    for job, part in zip(group, logits.split([len(read) for read in reads]), strict=True):
-        job.asked = job.run.send(part)
 
 
-class Joined(Store):
-    """Several stores seen as one: rows are kept where they belong and padded to one length for the pass."""
+def held(store: Store, rows: int) -> Tensor:
+    """The rows that a store has not dropped."""
+    return torch.arange(rows) if store.place is None else (store.place >= 0).nonzero()[:, 0]
 
-    def __init__(self, stores: Sequence[Store], counts: Sequence[int]):
-        super().__init__(max(store.capacity for store in stores))
-        self.stores, self.counts = stores, counts
-        self.length = max(store.length for store in stores)
+
+def narrow(rule: Rule | None, index: Tensor, rows: int) -> Rule | None:
+    """A rule for the rows `index` (R,) out of `rows`."""
+    if rule is None or rule is causal:
+        return rule
+
+    def narrowed(q: Tensor, k: Tensor) -> Tensor:
+        if len(q) > 1:
+            q = q.new_zeros(rows, *q.shape[1:]).index_copy(0, index, q)
+        allowed = rule(q, k)
+        return allowed[index] if len(allowed) > 1 else allowed
+
+    return narrowed
+
+
+class Chosen(Store):
+    """Some rows of a store, for a pass that the others take no part in."""
+
+    def __init__(self, whole: Store, which: Tensor, rows: int):
+        """`which` (R,) of the `rows` of the canvas."""
+        super().__init__(whole.capacity)
+        self.whole, self.count = whole, rows if whole.place is None else int((whole.place >= 0).sum())
+        self.which = which if whole.place is None else whole.place[which]
+        self.length = whole.length
 
     def merge(self, layer: int, k: Tensor, v: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        parts, first = [], 0
-        k_rows, v_rows = k.split(list(self.counts)), v.split(list(self.counts))
-        for store, count, k_here, v_here in zip(self.stores, self.counts, k_rows, v_rows, strict=True):
-            parts.append(store.merge(layer, k_here, v_here, window.rows(first, count)))
-            first += count
-        self.length = max(store.length for store in self.stores)
-        keys, values = zip(*parts, strict=True)
-        return self.stack(keys), self.stack(values)
-
-    def stack(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([F.pad(part, (0, 0, 0, self.length - part.shape[2])) for part in parts])
-
-
-def side_by_side(contexts: Sequence[Context], counts: Sequence[int]):
-    """One rule for the merged rows: each job's own, and no key that its own store does not hold."""
-
-    def rule(q: Tensor, k: Tensor) -> Tensor:
-        q = q.expand(sum(counts), -1, -1)
-        parts = []
-        for context, rows in zip(contexts, q.split(list(counts)), strict=True):
-            known = max(int(rows.max()) + 1, context.store.length if context.store else 0)
-            allowed = (k < known).expand(len(rows), rows.shape[1], -1)
-            parts.append(allowed if context.rule is None else allowed & context.rule(rows, k))
-        return torch.cat(parts)
-
-    return rule
+        self.whole.length = self.length = max(self.length, window.stop)
+        if layer not in self.whole.kept:
+            size = (self.count, k.shape[1], self.capacity, k.shape[3])
+            self.whole.kept[layer] = k.new_zeros(size), v.new_zeros(size)
+        index = self.which.to(k.device)
+        found = []
+        for buffer, fresh in zip(self.whole.kept[layer], (k, v), strict=True):
+            rows = buffer[:, :, : self.length].index_select(0, index)
+            window.put(rows.transpose(1, 2), fresh.transpose(1, 2))
+            buffer[:, :, : self.length].index_copy_(0, index, rows)
+            found.append(rows)
+        return found[0], found[1]

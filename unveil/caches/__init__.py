@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from torch import Tensor
+
 from ..canvas import Canvas
 from ..context import Context
 
@@ -20,6 +22,9 @@ class Cache(ABC):
     @abstractmethod
     def plan(self, canvas: Canvas) -> Context:
         """What the next pass recomputes, by which rule, and what it may reuse."""
+
+    def release(self, rows: Tensor) -> None:
+        """Free what is kept of `rows` (B,) bool, where that can be done: nothing will ever be read of them again."""
 
     def approximates(self, canvas: Canvas) -> None:
         """ValueError where finished blocks can be kept exactly: keeping anything else needs full attention."""

@@ -28,11 +28,20 @@ class Causal(Cache):
     sub: int = 0
     store: Store = field(init=False)
     here: Tensor = field(init=False)  # (B,) where what is not yet kept for good begins
+    known: Tensor | None = field(default=None, init=False)  # (B,) positions whose keys and values were there before
     part: Tensor = field(init=False)  # (B,) the number of the sub-block each row is at
 
     def __post_init__(self):
         if self.sub < 0:
             raise ValueError(f"sub is {self.sub}; expected 0 (whole blocks) or a number of positions")
+
+    def resume(self, store: Store, known: Tensor) -> None:
+        """Begin with keys and values computed before: those of the first `known` (B,) positions are in `store`.
+
+        For whole blocks, sub 0. Block models keep whole trained blocks, and no part of the block with the first blank.
+        """
+        assert not self.sub
+        self.store, self.known = store, known
 
     def begin(self, canvas: Canvas) -> None:
         if not canvas.look.exact:
@@ -45,12 +54,16 @@ class Causal(Cache):
                 f"sub is {self.sub}, and sub-blocks are parts of a block under block attention; "
                 f"this model has {canvas.look.kind} attention: leave sub at 0"
             )
-        self.store = (Patched if self.sub else Store)(canvas.tokens.shape[1])
-        self.here, self.part = torch.zeros_like(canvas.lengths), torch.zeros_like(canvas.lengths)
+        if self.known is None:
+            self.store = (Patched if self.sub else Store)(canvas.tokens.shape[1])
+        self.here = torch.zeros_like(canvas.lengths) if self.known is None else self.known
+        self.part = torch.zeros_like(canvas.lengths)
 
     def plan(self, canvas: Canvas) -> Context:
-        window = canvas.block if canvas.step else self.redone(canvas)
-        context = Context(window, canvas.rule, store=self.store, exact=True)
+        first = canvas.step == 0
+        window = self.redone(canvas) if first else canvas.block
+        lasting = ((canvas.tokens == canvas.mask_id) & ~canvas.given).any(1) if first else None
+        context = Context(window, canvas.rule, store=self.store, exact=True, lasting=lasting)
         return self.narrowed(canvas, context, window) if self.sub else context
 
     def redone(self, canvas: Canvas) -> Window:
@@ -58,7 +71,13 @@ class Causal(Cache):
         # A block that was already full when its turn came took no pass, so it is redone with the one before it.
         before, self.here = self.here, canvas.starts
         stop = canvas.starts + (1 if canvas.leading else canvas.block.width)
-        return Window.of(before, int((stop - before).max()))
+        width = int((stop - before).max())
+        # Rows of which less is known than of others need a wide window; the others redo a part of what is known.
+        return Window.of(before.clamp(max=canvas.tokens.shape[1] - width), width)
+
+    def release(self, rows: Tensor) -> None:
+        if not self.sub:
+            self.store.drop(rows)
 
     def narrowed(self, canvas: Canvas, context: Context, window: Window) -> Context:
         """The pass of whole blocks, less what lies outside the sub-blocks at hand."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..canvas import Canvas
 from ..context import Context, Store, Window
 from . import Cache
@@ -26,6 +28,9 @@ class Dual(Cache):
 
     def enter(self, canvas: Canvas) -> None:
         self.store.clear()
+
+    def release(self, rows: Tensor) -> None:
+        self.store.drop(rows)
 
     def plan(self, canvas: Canvas) -> Context:
         stale = canvas.step % self.refresh == 0 if self.refresh else canvas.step == 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import tomllib
 from pathlib import Path
+
+from .. import choices
 
 PACKAGE = Path(__file__).parent.parent
 EMBEDDED = {
@@ -48,33 +49,7 @@ def described(kind: str) -> dict[str, str]:
     """Each choice of a kind with its one line, read from the source without running it."""
     if kind == "recipes":
         return {name: first_comment(path) for name, path in recipes().items()}
-    return {path.stem: first_sentence(path) for path in sorted((PACKAGE / kind).glob("[a-z]*.py"))}
-
-
-def first_sentence(path: Path) -> str:
-    """The first line of a file's docstring."""
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
-
-
-def spec_options(kind: str, name: str) -> dict[str, str]:
-    """The options of a choice that its own class adds, with their defaults as they are written there."""
-    tree = ast.parse((PACKAGE / kind / f"{name}.py").read_text(encoding="utf-8"))
-    called = name.replace("_", "")
-    body = next((n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == called), [])
-    found = {}
-    for line in body:
-        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
-            continue
-        if ast.unparse(line.annotation).startswith("ClassVar"):
-            continue
-        if isinstance(line.value, ast.Call):
-            value = next((k.value for k in line.value.keywords if k.arg == "default"), None)
-            if value is None or any(k.arg == "init" for k in line.value.keywords):
-                continue
-        else:
-            value = line.value
-        found[line.target.id] = ast.unparse(value)
-    return found
+    return choices.described(kind)
 
 
 def first_comment(path: Path) -> str:

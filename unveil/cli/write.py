@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,14 +61,17 @@ def generate(
     """Continue prompts: diffusion in blocks, or token by token with --block 1 where the model can."""
     from .. import hub
     from ..canvas import Canvas
-    from ..sample import row_seeds
+    from ..sample import row_seeds, writer
 
     if n < 1:
         raise ValueError(f"-n is {n}; expected at least one answer per prompt")
     record = recording(trace, statistics, model, decoder, temperature, top_p)
     given = prompts or [sys.stdin.read().removesuffix("\n") if not sys.stdin.isatty() else ""]
-    network, text = hub.load(model_place(model), device=device)
-    network.eval()
+    loaded, text = hub.load(model_place(model), device=device)
+    network = writer(loaded.eval())
+    if network is not loaded:
+        told = "is autoregressive and writes token by token; unveil adapt makes a diffusion model of it"
+        print(f"{model} {told}", file=sys.stderr)
     rows = [ids for prompt in given for ids in [tokens(text, prompt, chat)] * n]
     titles = [prompt.split("\n")[0][:60] for prompt in given for _ in range(n)]
     chosen = chosen_decoder(decoder, temperature, top_p)
@@ -229,8 +232,12 @@ def run(
     quiet: bool,
     record: Recording | None = None,
     guide: str | None = None,
+    view: Callable[[Iterator[Frame]], Iterator[Frame]] | None = None,
 ) -> dict:
-    """Finish a canvas, shown live where there is a terminal; what it took."""
+    """Finish a canvas, shown live where there is a terminal; what it took.
+
+    `view` chooses what is shown of each frame; the run is over when it has no more.
+    """
     from rich.console import Console
 
     from ..sample import denoise
@@ -243,15 +250,17 @@ def run(
     chosen = {"cache": cache, "block": block, "steps": steps, "guide": guide}
     blanks_in_all, began = int((~canvas.given).sum()), time.perf_counter()
     live = not quiet and sys.stdout.isatty()
-    if live or record:
+    if live or record or view:
         shown = frames(network, canvas, decoder, statistics=record is not None and record.statistics, **chosen)
         if record:
             shown = recorded(shown, canvas, record, chosen)
+        shown = view(shown) if view else shown
         play(shown, text, Console(quiet=not live), titles=titles)
     else:
         deque(denoise(network, canvas, decoder, **chosen), maxlen=0)
     seconds = time.perf_counter() - began
-    spent = {"forwards": canvas.forwards, "tokens": blanks_in_all, "seconds": round(seconds, 4)}
+    left = int(((canvas.tokens == canvas.mask_id) & ~canvas.given).sum())
+    spent = {"forwards": canvas.forwards, "tokens": blanks_in_all - left, "seconds": round(seconds, 4)}
     return {**chosen, **spent}
 
 

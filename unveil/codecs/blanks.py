@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-BLANK = re.compile(r"\[\[\s*(\d*)\s*(?:-\s*(\d+)\s*)?\]\]")
+BLANK = re.compile(r"\[\[\s*(?:(\d+)\s*)?(?:-\s*(\d+)\s*)?\]\]")  # reads white space in one way alone
 MOST = 64  # combinations of lengths that a search tries
 
 

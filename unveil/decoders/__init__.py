@@ -20,9 +20,11 @@ class Decoder(ABC):
     ahead: ClassVar[bool] = False  # does it read predictions beyond the block?
     reaches: ClassVar[bool] = False  # does it read them too, but only where every pass makes them?
     revises: ClassVar[bool] = False  # does it read predictions for what it has already written?
+    takes_back: ClassVar[bool] = False  # does it ever replace or take back what it has written?
     lingers: ClassVar[bool] = False  # does it go on reading rows whose part of the block is full?
     afresh: ClassVar[bool] = False  # must every pass compute everything, so that only recompute will do?
     guide: ClassVar[str] = ""  # the spec of a guide it cannot do without
+    vectors: ClassVar[int] = 0  # float32 vectors over the vocabulary that it keeps for each position to write
 
     temperature: float = field(default=0.0, kw_only=True)  # 0: the likeliest token
     top_p: float = field(default=1.0, kw_only=True)  # share of probability that draws are made from
@@ -56,6 +58,11 @@ class Decoder(ABC):
 
     def done(self, canvas: Canvas) -> bool:
         return canvas.finished
+
+    def rests(self, canvas: Canvas) -> Tensor:
+        """(B,) rows whose part of the block will not change any more."""
+        inside = canvas.block.take(canvas.tokens) == canvas.mask_id
+        return ~(inside & ~canvas.block.take(canvas.given)).any(1)
 
 
 def quota(canvas: Canvas) -> Tensor:

@@ -56,6 +56,10 @@ class Ahd(Decoder):
         if self.form not in FORMS:
             raise ValueError(f"no form of history called {self.form!r}; there are: {', '.join(FORMS)}")
 
+    @property
+    def vectors(self) -> int:
+        return 1 if self.form == "ema" else self.history - 1
+
     def begin(self, canvas: Canvas) -> None:
         if self.guard_end and canvas.end is None:
             raise ValueError("guard_end guards the end of the text, and this model has no token for it: leave it off")

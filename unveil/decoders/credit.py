@@ -21,6 +21,8 @@ class Credit(Decoder):
     gamma is 1, and alpha and beta are the share of the row's part of the block that is written.
     """
 
+    vectors = 1
+
     tau: float = 0.9
     alpha: float = 0.7
     beta: float = 0.8

@@ -23,6 +23,7 @@ class Edit(Decoder):
     """
 
     revises: ClassVar[bool] = True
+    takes_back: ClassVar[bool] = True
     lingers: ClassVar[bool] = True
 
     tau: float = 0.5
@@ -72,3 +73,6 @@ class Edit(Decoder):
 
     def done(self, canvas: Canvas) -> bool:
         return canvas.finished and bool(self.settled.all())
+
+    def rests(self, canvas: Canvas) -> Tensor:
+        return super().rests(canvas) & self.settled

@@ -36,6 +36,10 @@ class Hierarchy(Decoder):
     def revises(self) -> bool:
         return self.remask > 0
 
+    @property
+    def takes_back(self) -> bool:
+        return self.remask > 0
+
     def write(self, canvas: Canvas, seen: Prediction) -> Tensor:
         token, p = seen.choose(self.temperature, self.top_p)
         allowed = canvas.open & seen.seen

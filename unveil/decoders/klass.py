@@ -23,6 +23,8 @@ class Klass(Decoder):
     blocks of 64; for Dream they take tau .9, epsilon .001. A comparison across a refresh of a cache counts as any.
     """
 
+    vectors = 1
+
     tau: float = 0.6
     epsilon: float = 0.015  # nats
     n: int = 2

@@ -93,6 +93,14 @@ class Prophet(Decoder):
         return self.base.revises or not self.masked_only
 
     @property
+    def takes_back(self) -> bool:
+        return self.base.takes_back
+
+    @property
+    def vectors(self) -> int:
+        return self.base.vectors
+
+    @property
     def lingers(self) -> bool:
         return self.base.lingers
 
@@ -137,6 +145,9 @@ class Prophet(Decoder):
 
     def done(self, canvas: Canvas) -> bool:
         return self.base.done(canvas)
+
+    def rests(self, canvas: Canvas) -> Tensor:
+        return self.base.rests(canvas)
 
     def write(self, canvas: Canvas, seen: Prediction) -> Tensor:
         gap, _, _ = self.judge(canvas, seen)

@@ -35,6 +35,7 @@ class Saber(Decoder):
     """
 
     revises = True
+    takes_back = True
 
     n: int = 2  # commits a step at least
     mu: float = 8.0  # commits for each token taken back

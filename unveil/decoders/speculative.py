@@ -34,6 +34,8 @@ class Speculative(Decoder):
     n  drafts in a round; 0: the length of the trained block, less its leader
     """
 
+    vectors = 1
+
     n: int = 0
 
     def __post_init__(self):

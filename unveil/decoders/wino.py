@@ -36,6 +36,7 @@ class Wino(Decoder):
     """
 
     afresh = True
+    takes_back = True
 
     tau1: float = 0.6  # probability above which a blank is committed
     tau2: float = 0.9  # probability below which a written token is taken back

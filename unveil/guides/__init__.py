@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ Ahead = Callable[[Canvas, Context], Asking]
 
 @dataclass
 class Guide(ABC):
+    looks: ClassVar[int] = 0  # passes beside the plain one, each with keys and values of its own
+
     inner: Guide | None = field(default=None, kw_only=True)  # another guide, applied before this one
 
     def begin(self, canvas: Canvas) -> None:

@@ -24,6 +24,8 @@ class Contrast(Guide):
     block and leader attention only the current block hides anything: what is finished is kept.
     """
 
+    looks = 1
+
     scale: float = 0.5
     alpha: float = 0.1
     second: Second = field(init=False, repr=False)

@@ -20,6 +20,8 @@ class Unconditional(Guide):
     two passes. `scale` 0 is no guidance, and costs nothing.
     """
 
+    looks = 1
+
     scale: float = 1.0
     second: Second = field(init=False, repr=False)
     prompted: bool = field(init=False, repr=False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..context import EVERYTHING, Context, Window
+from ..context import EVERYTHING, Ask, Context, Window
 from ..denoiser import Denoiser
 
 
@@ -28,11 +28,34 @@ class Shifted(Denoiser):
 
     def forward(self, tokens: Tensor, ctx: Context = EVERYTHING) -> Tensor:
         """(B, L) to (B, W, V), or (N, V) under `ctx.read`, as every denoiser."""
-        window = ctx.over(tokens.shape[1])
+        inner, late = self.moved(ctx, tokens.shape[1])
+        logits = self.model(tokens, inner)
+        if ctx.read is not None:
+            return logits
+        if inner.window is ctx.window:
+            return torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        if late is None:
+            return logits[:, :-1]
+        first = torch.cat([logits[:, :1], logits[:, :-2]], dim=1)
+        return torch.where(late.to(logits.device)[:, None, None], logits[:, :-1], first)
+
+    def inside(self, ask: Ask) -> tuple[Denoiser, Ask]:
+        assert ask.context.read is not None
+        return self.model.inside(Ask(ask.tokens, self.moved(ask.context, ask.tokens.shape[1])[0]))
+
+    def moved(self, ctx: Context, length: int) -> tuple[Context, Tensor | None]:
+        """What the network within is asked, for sequences of `length` positions.
+
+        In a window that was widened to the left: (B,) rows in which that was possible, None for all.
+        """
+        window, read = ctx.over(length), ctx.read
         if window.starts == 0 if isinstance(window.starts, int) else not bool(window.starts.any()):
-            return self.from_start(tokens, ctx, window.width)
-        if ctx.exact and ctx.read is not None and bool((ctx.read % window.width > 0).all()):
-            return self.model(tokens, replace(ctx, read=ctx.read - 1))  # all predecessors lie in the window
+            if read is not None:
+                at = (read % window.width - 1).clamp(min=0)
+                ctx = replace(ctx, read=read // window.width * window.width + at)
+            return ctx, None
+        if ctx.exact and read is not None and bool((read % window.width > 0).all()):
+            return replace(ctx, read=read - 1), None  # all predecessors lie in the window
         if isinstance(window.starts, int):
             wider, late = window.widened(1), None
         else:  # a row that begins at 0 cannot begin earlier: it is computed one position further instead
@@ -41,20 +64,9 @@ class Shifted(Denoiser):
         if ctx.positions is not None:
             inner = replace(inner, positions=torch.cat([ctx.positions[..., :1] - 1, ctx.positions], -1))
             assert late is None or bool(late.all()), "positions of their own need a predecessor in every row"
-        if ctx.read is not None:
-            row, at = ctx.read // window.width, ctx.read % window.width
+        if read is not None:
+            row, at = read // window.width, read % window.width
             if late is not None:
                 at = torch.where(late.to(at.device)[row], at, (at - 1).clamp(min=0))
-            return self.model(tokens, replace(inner, read=row * wider.width + at))
-        logits = self.model(tokens, inner)
-        if late is None:
-            return logits[:, :-1]
-        first = torch.cat([logits[:, :1], logits[:, :-2]], dim=1)
-        return torch.where(late.to(logits.device)[:, None, None], logits[:, :-1], first)
-
-    def from_start(self, tokens: Tensor, ctx: Context, width: int) -> Tensor:
-        if ctx.read is None:
-            logits = self.model(tokens, ctx)
-            return torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
-        row, at = ctx.read // width, ctx.read % width
-        return self.model(tokens, replace(ctx, read=row * width + (at - 1).clamp(min=0)))
+            inner = replace(inner, read=row * wider.width + at)
+        return inner, late

@@ -19,6 +19,7 @@ from ..attention import Attention
 from ..context import EVERYTHING, Context, Window
 from ..denoiser import Denoiser
 from ..rules import both
+from .adapters import Adapter
 from .moe import Experts, Mixture
 from .norm import RMSNorm
 
@@ -206,6 +207,7 @@ class Transformer(Denoiser):
             self.attention = Attention("causal")  # without a mask token it can only be an autoregressive parent
         self.family = ""  # whose names its checkpoint uses
         self.config: dict = {}  # the parent's config.json
+        self.adapter: Adapter | None = None  # what is trained, where these weights are frozen
         self.checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
         self.embed = nn.Embedding(s.vocab, s.width)
         if s.classic:
@@ -246,7 +248,7 @@ class Transformer(Denoiser):
         """The mask of the pass, narrowed to the sliding window where the network has one."""
         known = max(window.stop, ctx.store.length if ctx.store else 0)
         far = self.s.sliding
-        if far is None or known <= far:
+        if far is None or known <= far or ctx.apart:
             return ctx.look(window, positions_PW.device)
         if ctx.positions is None:
             return replace(ctx, rule=both(ctx.rule, lambda q, k: (q - k).abs() < far)).look(window, positions_PW.device)

@@ -6,7 +6,7 @@ Positions count from 0 within a row, the prompt included. Nothing here is text: 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 # To the engine
@@ -109,6 +109,7 @@ class Step:
     writes: list[Write]
     taken_back: list[int]  # positions that became blank again
     final: int  # every position before this one will never change again
+    seconds: float = 0.0  # since the request was admitted
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ KINDS = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Ev
 
 def line(message: Order | Event) -> bytes:
     """One line of JSON."""
-    content = {"is": type(message).__name__.lower(), **asdict(message)}
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    content = {"is": type(message).__name__.lower(), **vars(message)}
+    return json.dumps(content, default=vars, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def read(text: bytes) -> Order | Event:

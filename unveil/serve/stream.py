@@ -1,0 +1,137 @@
+"""Server-sent events: final text in order, as OpenAI's clients expect it, or every step's writes and take-backs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..codecs.spelling import Spelling
+from .answer import Answer, Delta, Place
+from .errors import Gone, Problem
+from .messages import Step, Write
+from .pending import Pending, watched
+
+MANY = 2_000  # tokens that are spelled at once; more of them in a thread
+Chunk = Callable[[int, Answer, Delta], Mapping[str, Any] | None]
+
+
+class EventStream(Response):
+    """Sends what `chunks` gives, and ends the request when the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pending: Pending, chunks: AsyncIterator[Mapping[str, Any]]):
+        super().__init__(None, 200, {"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.pending, self.chunks = pending, chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with watched(receive, self.pending.leave):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for data in told(self.chunks):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except (Gone, OSError):
+            return  # nobody reads what would follow
+        finally:
+            self.pending.close()
+
+
+async def told(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+    """Chunks as events; an error is the last of them."""
+    try:
+        async for chunk in chunks:
+            yield event(chunk)
+    except Problem as problem:
+        yield event(problem.content)
+    yield b"data: [DONE]\n\n"
+
+
+def event(chunk: Mapping[str, Any]) -> bytes:
+    """One event, which is one line."""
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def in_order(pending: Pending, chunk: Chunk, usage: bool) -> AsyncIterator[Mapping[str, Any]]:
+    """Final text, `chunk` by chunk; at the end what it took, if that was asked for."""
+    head: Mapping[str, Any] = {}
+    async for step, delta in pending.events():
+        if delta.text or delta.tokens or delta.finish:
+            found = chunk(step.row, pending.answers[step.row], delta)
+            if found is not None:
+                head = found
+                yield found if not usage else {**found, "usage": None}
+    if usage:
+        yield {**head, "choices": [], "usage": pending.usage}
+
+
+async def denoised(pending: Pending) -> AsyncIterator[Mapping[str, Any]]:
+    """The canvas, every step, and the finished text."""
+    head = {"id": pending.id, "created": pending.created, "model": pending.model}
+    places, spelling = pending.plan.places, pending.service.spelling
+    yield {"object": "unveil.canvas", **head, "choices": await canvases(pending)}
+    async for step, _ in pending.events():
+        if isinstance(step, Step):
+            yield {"object": "unveil.step", "id": pending.id, "choices": [changed(spelling, step)]}
+    choices = []
+    for index, (place, answer) in enumerate(zip(places, pending.answers, strict=True)):
+        parts = {"blanks": answer.parts} if place.blanks else {}
+        text = place.lead + answer.text
+        choices.append({"index": index, "text": text, **parts, "finish_reason": answer.finish, "seed": place.seed})
+    yield {"object": "unveil.done", **head, "choices": choices, "usage": pending.usage}
+
+
+async def canvases(pending: Pending) -> list[dict[str, Any]]:
+    """Each row before its first step."""
+    places, mask = pending.plan.places, pending.service.link.ready.mask_id
+    firsts = {place.prompt: place for place in places}  # rows of one prompt look the same
+
+    def spelled() -> dict[int, list[dict[str, Any]]]:
+        return {number: laid_out(pending.service.spelling, place, mask) for number, place in firsts.items()}
+
+    many = sum(len(place.tokens) for place in firsts.values()) > MANY
+    found = await asyncio.to_thread(spelled) if many else spelled()
+    return [
+        {"index": index, "mask_id": mask, "seed": place.seed, "tokens": found[place.prompt]}
+        for index, place in enumerate(places)
+    ]
+
+
+def laid_out(spelling: Spelling, place: Place, mask: int) -> list[dict[str, Any]]:
+    """The positions of a row: given text, a piece for each token, and blanks."""
+    found: list[dict[str, Any]] = []
+    speller = spelling.after()
+    for token in place.tokens:
+        if token == mask:
+            found.append({"text": "", "blank": True})
+            speller = spelling.after(spelling.anchor)  # what follows a blank keeps its space
+        else:
+            found.append({"text": speller.add(token), "blank": False, "token": token})
+    return found
+
+
+def changed(spelling: Spelling, step: Step) -> dict[str, Any]:
+    """What one step wrote and took back."""
+    return {
+        "index": step.row,
+        "block": step.block,
+        "step": step.step,
+        "forwards": step.forwards,
+        "final": step.final,
+        "seconds": round(step.seconds, 4),
+        "written": [put(spelling, write) for write in step.writes],
+        "taken_back": step.taken_back,
+    }
+
+
+def put(spelling: Spelling, write: Write) -> dict[str, Any]:
+    """A token as it was committed."""
+    likeliest = [{"token": token, "text": spelling.alone(token), "logprob": logp} for token, logp in write.top]
+    text = spelling.alone(write.token)
+    return {"at": write.at, "token": write.token, "text": text, "logprob": write.logp, "top": likeliest}

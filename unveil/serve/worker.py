@@ -1,0 +1,119 @@
+"""The engine's process: orders come in on standard input, events go out on standard output, a line of JSON each."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from .. import hub
+from .engine import Engine
+from .messages import Cancel, Drained, Event, Order, Refusal, Submit, line, read
+
+log = logging.getLogger("unveil.worker")
+
+
+class Orders:
+    """The lines of a pipe, taken without waiting for them or with."""
+
+    def __init__(self, pipe: int):
+        self.pipe = pipe
+        self.rest = b""
+        self.ended = False  # the other side is gone, or wants this one to go
+
+    def take(self, wait: bool) -> list[Order]:
+        """The orders that have come; with `wait`, at least one unless the pipe ends."""
+        found: list[Order] = []
+        while not self.ended and select.select([self.pipe], [], [], None if wait and not found else 0)[0]:
+            chunk = os.read(self.pipe, 1 << 18)
+            self.ended = not chunk
+            *whole, self.rest = (self.rest + chunk).split(b"\n")
+            for each in whole:
+                order = read(each)
+                assert isinstance(order, Order)
+                found.append(order)
+        return found
+
+
+def tell(pipe: int, events: Sequence[Event]) -> None:
+    """Write events, all at once."""
+    data = memoryview(b"".join(line(event) for event in events))
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+def work(engine: Engine, orders: Orders, pipe: int) -> None:
+    """Do what orders say until they end, or until everything is finished where they say Drain."""
+    draining = False
+    while not orders.ended:
+        for order in orders.take(wait=engine.idle and not draining):
+            if isinstance(order, Submit):
+                engine.submit(order)
+            elif isinstance(order, Cancel):
+                engine.cancel(order)
+            else:
+                engine.drain()
+                draining = True
+        events = engine.step()
+        tell(pipe, events)
+        if any(isinstance(event, Drained) for event in events):
+            return
+
+
+def begin(words: argparse.Namespace) -> Engine:
+    """The engine with its model. ValueError or OSError in one sentence where it cannot be."""
+    if words.threads:
+        torch.set_num_threads(words.threads)
+    try:
+        torch.empty(0, device=words.device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by what it was built with
+        raise ValueError(f"the device {words.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
+        model, text = hub.load(words.model, dtype=words.dtype, device=words.device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"{words.model} does not fit into the memory of {words.device}") from error
+    return Engine(model.eval(), name=words.name or words.model, start_id=text.start_id, memory=words.memory, text=text)
+
+
+def arguments() -> argparse.Namespace:
+    """What the process is started with."""
+    found = argparse.ArgumentParser(prog="python -m unveil.serve.worker", description=__doc__)
+    found.add_argument("model", help="a folder, a hub id or an embedded model")
+    found.add_argument("--name", help="what the model is called to users")
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--dtype", help="default: float32 on a CPU, else the checkpoint's own")
+    found.add_argument("--memory", type=int, help="bytes for keys and values of requests")
+    found.add_argument("--threads", type=int, help="threads of the processor")
+    return found.parse_args()
+
+
+def main() -> int:
+    """Load, say Ready, work."""
+    words = arguments()
+    pipe = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints goes to stderr and breaks no line
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="unveil engine: %(message)s")
+    for each in (signal.SIGINT, signal.SIGTERM):
+        # Service managers signal every process; requests end when the server says so, which ends the input.
+        signal.signal(each, signal.SIG_IGN)
+    try:
+        engine = begin(words)
+    except (ValueError, OSError) as error:
+        tell(pipe, [Refusal("", " ".join(str(error).split()))])
+        return 2
+    try:
+        tell(pipe, [engine.ready()])
+        work(engine, Orders(0), pipe)
+    except BrokenPipeError:
+        log.warning("the server is gone")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
