@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import time
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 BUILT_IN = Path(__file__).parent / "models"
 WANTED = ["*.json", "*.safetensors", "merges.txt", "vocab.txt", "tokenizer.model", "*.jinja"]
+PATIENCE = 0.2  # seconds
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -31,6 +35,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint, fetched from the hub when it is neither here nor built in."""
     name = os.fspath(path)
     folder = Path(name).expanduser()
+    recover(folder)
     if name and folder.is_dir():
         return folder
     if name and folder.exists():
@@ -113,7 +118,10 @@ def refuse_without_weights(folder: Path) -> None:
 
 
 def exchange(new: Path, place: Path) -> None:
-    """Put a finished folder in its place; the old one is deleted only once the new one is there."""
+    """Put a finished folder in its place; the old one is deleted only once the new one is there.
+
+    Two renames do this. Whoever looks for the folder after a process was killed between them calls `recover` first.
+    """
     old = place.with_name(f".{place.name}.{os.getpid()}.replaced")
     if place.is_dir():
         os.replace(place, old)
@@ -124,3 +132,19 @@ def exchange(new: Path, place: Path) -> None:
             os.replace(old, place)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(place: Path) -> None:
+    """Bring back the folder that an exchange had set aside when it was killed, and warn that this was done."""
+    if not place.name or place.exists():
+        return
+    aside = sorted(place.parent.glob(f".{escape(place.name)}.*.replaced"), key=lambda old: old.stat().st_mtime)
+    if not aside:
+        return
+    time.sleep(PATIENCE)  # it may be a living process, between its two renames just now
+    if place.exists():
+        return
+    with suppress(FileNotFoundError):  # another process may recover it too
+        os.replace(aside[-1], place)
+        told = f"a save was killed before {place} was in its place; what had been there before it is there again"
+        warnings.warn(told, stacklevel=2)

@@ -60,10 +60,13 @@ def bench(
     json: Json = False,
 ) -> None:
     """Quality, forwards, speed and memory of decoders and caches on a task, beside plain ways, and which to use."""
-    from .. import hub, spec
+    from .. import __version__, hub, spec
     from ..evaluate.advice import advice
     from ..evaluate.bench import Bench, arms, draws, machine, measure, token_by_token
     from ..evaluate.problems import Subject
+    from ..evaluate.unfinished import FILE as KEPT
+    from ..evaluate.unfinished import Unfinished, files
+    from ..folder import locate
 
     chosen = {"decoders": listed(decoders), "caches": listed(caches)}
     for kind, given in chosen.items():
@@ -72,6 +75,13 @@ def bench(
     asked = spec.build("tasks", task)
     sets, problems = draws(asked, count, seeds)
     place = None if out is None else vacant(out, overwrite)
+    loaded = {name: files(locate(model_place(name))) for name in (model, ar) if name}
+    asked_for = {"model": model, "task": task, "count": count, "seeds": seeds, "guide": guide, "block": block}
+    asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device}
+    asked_for |= {"version": __version__, "checkpoints": loaded}
+    kept = Unfinished(place and place / KEPT, asked_for)
+    if resumed := kept.resume(discard=overwrite):
+        print(f"going on with {resumed} ways to decode that an earlier run began", file=sys.stderr)
     network, text = hub.load(model_place(model), device=device)
     subject, parent = Subject(network.eval(), text, asked), None
     if ar is not None:
@@ -80,9 +90,14 @@ def bench(
     given = [chosen[kind] or spec.names(kind) for kind in chosen]
     options = {"guide": guide, "block": block, "steps": steps, "parent": parent}
     ways, skipped = arms(subject, sets[0], given[0], given[1], **options)
-    found = Bench(
-        measure(ways, sets, batch=batch, timed=timed, runs=runs, report=progress(len(ways))), skipped, problems
-    )
+    counts = {"batch": batch, "timed": timed, "runs": runs}
+    try:
+        measured = measure(ways, sets, **counts, report=progress(len(ways)), kept=kept)
+    except KeyboardInterrupt:
+        rest = f"what is measured is in {place}; the same command goes on" if place else "nothing is kept without --out"
+        print(f"stopped: {rest}", file=sys.stderr)
+        raise
+    found = Bench(measured, skipped, problems)
     told = advice(found)
     facts = {"model": model, "task": task, "problems": f"{seeds} draws of {count}", "different problems": found.sample}
     facts |= {"guide": guide, "block": found.vanilla.arm.setting.block, "steps": steps, "autoregressive model": ar}
@@ -105,11 +120,15 @@ def listed(given: Sequence[str] | None) -> list[str]:
 
 
 def vacant(out: str, overwrite: bool) -> Path:
-    """The folder of the results, refused before anything is measured."""
+    """The folder of the results, refused before anything is measured. An unfinished bench may lie there."""
+    from ..evaluate.unfinished import FILE as KEPT
+    from ..folder import recover
+
     place = Path(out).expanduser().resolve()
+    recover(place)
     if place.is_file():
         raise ValueError(f"{out} is a file: expected a folder for the results")
-    if place.is_dir() and any(place.iterdir()):
+    if place.is_dir() and any(not path.name.startswith((KEPT, f".{KEPT}.")) for path in place.iterdir()):
         if not overwrite:
             raise ValueError(f"{out} exists and is not empty: choose another folder, or --overwrite")
         if not (place / FILE).is_file():

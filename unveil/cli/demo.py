@@ -73,7 +73,8 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
     console = Console(stderr=json)
     say = lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
     recipe = Recipe.read(recipe_place("demo"), parent=parent, minutes=minutes)
-    say(f"1. Reading {recipe.data} and the parent {parent}")
+    sources = ", ".join(recipe.data)
+    say(f"1. Reading {sources} and the parent {parent}")
     made = start(recipe)
     side = made.corpus.held_out
     assert isinstance(side, Packed), "the demo's recipe reads texts"
@@ -110,7 +111,7 @@ def show(minutes: float, out: Path, parent: str, save: str, overwrite: bool, jso
         samples += filled(longer, text, side, console, f"{SHIPPED}, adapted for longer")
     lead = (
         f"{parent} adapted for {minutes:g} min ({after['tokens']:,} tokens) on this machine by {recipe.objective}. "
-        f"Scored on {exact.tokens:,} held-out tokens of {recipe.data}; a bound is never below what it bounds."
+        f"Scored on {exact.tokens:,} held-out tokens of {sources}; a bound is never below what it bounds."
     )
     head = ["", "kind", "nats per token", "perplexity"]
     report = Report(

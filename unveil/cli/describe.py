@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .places import KINDS, described, model_place, spec_options
+from ..choices import options as spec_options
+from .places import KINDS, described, model_place
 from .say import Json, result, table
+
+if TYPE_CHECKING:
+    from ..evaluate.check import Check
 
 Place = Annotated[str, typer.Argument(help="A folder, a hub id or an embedded model.")]
 ALL = (*KINDS, "recipes")
@@ -40,16 +44,23 @@ def bracketed(kind: str, name: str) -> str:
     return f"{name}({options})" if options else ""
 
 
-def info(model: Place = "stdlib-dlm", json: Json = False) -> None:
-    """What a checkpoint is: its family, shape, attention, mask and how it was trained. Reads no weights."""
+def info(
+    model: Place = "stdlib-dlm",
+    check: Annotated[
+        bool, typer.Option("--check", help="Load the weights too, and see whether they read tokens where config says.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """What a checkpoint is: its family, shape, attention, mask and how it was trained. Reads no weights by itself."""
     from dataclasses import asdict
     from math import prod
 
     from .. import families
+    from ..adapter import placed, read
     from ..codecs.text import Text
-    from ..folder import locate, opened, read_config
+    from ..folder import opened, read_config
 
-    folder = locate(model_place(model))
+    folder, adapter = placed(model_place(model))
     config = read_config(folder)
     with opened(folder) as tensors:
         family = families.find(config, tensors, model)
@@ -86,15 +97,43 @@ def info(model: Place = "stdlib-dlm", json: Json = False) -> None:
             "shape",
             f"{shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, hidden {shape['hidden']}",
         ),
-        *((name.replace("_", " "), f"{v:,}" if type(v) is int else v) for name, v in about["trained"].items()),
+        *((name.replace("_", " "), told(value)) for name, value in about["trained"].items()),
         ("files", f"{about['bytes'] / 1e6:.1f} MB"),
     ]
+    if adapter is not None:
+        saved = read(adapter)
+        count = sum(part.numel() for pair in saved.pairs.values() for part in pair)
+        about["adapter"] = {"folder": str(adapter), "parameters": count, "layers": len(saved.pairs), **saved.about}
+        rows.append(("adapter", f"{adapter}: {count:,} parameters beside {len(saved.pairs)} layers"))
+        rows += [(f"adapter's {name.replace('_', ' ')}", told(value)) for name, value in saved.about.items()]
+    found = checked(model) if check else None
+    if found:
+        about["check"] = {**asdict(found), "agrees": found.agrees}
+        rows.append(("check", found.sentence))
     result(about, json, table(rows))
+    if found and found.agrees is False:
+        raise ValueError(f"{model}: {found.sentence}")
+
+
+def checked(model: str) -> Check:
+    """What the weights themselves show."""
+    from .. import hub
+    from ..evaluate.check import check
+
+    return check(*hub.load(model))
+
+
+def told(value: object) -> object:
+    """A value of the config as people write it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if type(value) is int else value
 
 
 def export(
     model: Place,
     folder: Annotated[str, typer.Argument(help="Where to save.")],
+    adapter: Annotated[str | None, typer.Option(help="The folder of a LoRA adapter to merge into it.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as it is.")] = "auto",
     parent: Annotated[
         bool, typer.Option("--parent", help="Leave out what is ours in config.json: the plain parent.")
@@ -102,13 +141,13 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace a checkpoint that is there.")] = False,
     json: Json = False,
 ) -> None:
-    """Save a checkpoint anew in its parent's Hugging Face layout, as transformers and others load it."""
+    """Save a checkpoint anew, merged with an adapter if one is given, in the Hugging Face layout of its parent."""
     import json as plain
     import os
 
     from .. import hub
 
-    network, text = hub.load(model_place(model), dtype=dtype)
+    network, text = hub.load(model_place(model), adapter=adapter, dtype=dtype)
     saved = hub.save(network, folder, text, overwrite=overwrite)
     if parent:
         config = plain.loads((saved / "config.json").read_text(encoding="utf-8"))

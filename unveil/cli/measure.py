@@ -39,33 +39,38 @@ def score(
 ) -> None:
     """Nats per token and perplexity on text: exact, or an upper bound, and it says which."""
     from .. import hub
-    from ..data import prepare
+    from ..data import converse, prepare
     from ..evaluate.likelihood import score as measure
-    from ..folder import locate, read_config
+    from ..nn.grow import bare
     from ..train.machine import moved
 
     if mode not in ("auto", "exact", "bound"):
         raise ValueError(f"no mode called {mode!r}; there are: auto, exact, bound")
-    folder = locate(model_place(model))
-    ours = read_config(folder).get("unveil") or {}
+    network, text = hub.load(model_place(model), device=device)
+    ours = bare(network).config.get("unveil") or {}
     trained = ours.get("data", "stdlib")
-    sources = ",".join(data) if data else trained
+    trained = [trained] if isinstance(trained, str) else trained
+    sources = data or trained
+    named = ", ".join(sources)
     held = sources == trained if held_out is None else held_out
-    network, text = hub.load(folder, device=device)
     share = ours.get("held_out", 0.02) if held else 0.0
-    corpus = prepare(sources.split(","), text, held_out=share, field=field, close=ours.get("close", True))
+    sides = {"held_out": share, "by": ours.get("split", "tokens")}
+    if ours.get("chat") and sources == trained:
+        corpus = converse(sources, text, **sides)
+    else:
+        corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
     side = corpus.held_out if held else corpus.train
     if side.tokens < length:
-        raise ValueError(f"{sources} has {side.tokens} tokens here, less than one row of {length}: lower --length")
+        raise ValueError(f"{named} has {side.tokens} tokens here, less than one row of {length}: lower --length")
     batch = moved(side.windows(length, windows), next(network.parameters()).device)
     found = measure(network, batch, mode=mode, block=block, draws=draws, seed=seed)
-    about = {"model": model, "data": sources, "held_out": held, **plain(found)}
+    about = {"model": model, "data": named, "held_out": held, **plain(found)}
     rows = shown(found)
     if network.attention.kind == "leader" and not found.exact:
         causal = measure(network, batch, mode="exact")
         about["autoregressive"] = plain(causal)
         rows += [("", ""), *shown(causal, "autoregressive mode, ")]
-    where = f"{sources}{', held out' if held else ''}: {len(batch.tokens)} rows of {length}"
+    where = f"{named}{', held out' if held else ''}: {len(batch.tokens)} rows of {length}"
     result(about, json, table([("model", model), ("data", where), *rows]))
 
 

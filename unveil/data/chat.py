@@ -13,7 +13,7 @@ import torch
 
 from ..codecs.text import Text
 from ..objectives import Batch
-from .corpus import Corpus, digest, split
+from .corpus import Corpus, Unit, digest, split
 from .order import shuffle
 from .sources import rows as read_rows
 
@@ -39,11 +39,16 @@ class Conversations:
     def __len__(self) -> int:
         return len(self.conversations)
 
+    def size(self, i: int) -> int:
+        """Tokens of a row, without its padding."""
+        _, prompt, response = self.conversations[i]
+        return len(prompt) + len(response)
+
     def fitting(self, length: int) -> list[int]:
         """The rows of at most `length` tokens. ValueError when there is none."""
         if self._fitting is not None and self._fitting[0] == length:
             return self._fitting[1]
-        sizes = [len(prompt) + len(response) for _, prompt, response in self.conversations]
+        sizes = [self.size(i) for i in range(len(self))]
         found = [i for i, size in enumerate(sizes) if size <= length]
         if not found:
             shortest = min(sizes, default=0)
@@ -62,7 +67,7 @@ class Conversations:
     def samples(self, first: int, count: int, length: int, *, seed: int = 0, documents: bool = True) -> Batch:
         """Samples `first` .. `first + count - 1`: tokens (count, length), answer True from the response on."""
         ids = range(first, first + count)
-        return self._pack([self._place(i, length, seed) for i in ids], ids, length, documents, seed)
+        return self.pack([self._place(i, length, seed) for i in ids], ids, length, documents, seed)
 
     def batch(self, step: int, rows: int, length: int, *, seed: int = 0, documents: bool = True) -> Batch:
         """What an optimiser step reads: samples `step * rows` .. `step * rows + rows - 1`."""
@@ -75,7 +80,7 @@ class Conversations:
         fitting = self.fitting(length)
         count = len(fitting) if limit is None else min(limit, len(fitting))
         ids = [i * len(fitting) // count for i in range(count)]
-        return self._pack([fitting[i] for i in ids], ids, length, documents, 0)
+        return self.pack([fitting[i] for i in ids], ids, length, documents, 0)
 
     def origins(self, ids: Sequence[int], length: int, *, seed: int = 0) -> list[str]:
         """The names of these samples."""
@@ -94,7 +99,8 @@ class Conversations:
             self._latest = key, order
         return fitting[order[place]]
 
-    def _pack(self, chosen: Sequence[int], ids: Sequence[int], length: int, documents: bool, seed: int) -> Batch:
+    def pack(self, chosen: Sequence[int], ids: Sequence[int], length: int, documents: bool, seed: int) -> Batch:
+        """These rows as a batch, numbered `ids`."""
         tokens = torch.full((len(chosen), length), self.end)
         answer = torch.zeros_like(tokens, dtype=torch.bool)
         for row, i in enumerate(chosen):
@@ -107,7 +113,13 @@ class Conversations:
 
 
 def converse(
-    sources: str | Sequence[str], text: Text, *, held_out: float = 0.02, seed: int = 0, pads: int | None = None
+    sources: str | Sequence[str],
+    text: Text,
+    *,
+    held_out: float = 0.02,
+    seed: int = 0,
+    pads: int | None = None,
+    by: Unit = "tokens",
 ) -> Corpus[Conversations]:
     """Conversations from .jsonl, .json or .parquet rows, and about this share of them held out, as in `prepare`.
 
@@ -121,13 +133,18 @@ def converse(
         raise ValueError("conversations need an end-of-text token, and this tokenizer has none")
     found: list[Row] = []
     digests: list[bytes] = []
+    sizes: list[int] = []
     for name, row in read_rows(sources):
-        made = list(_responses(name, row, text))
-        content = digest(str([(prompt, response) for _, prompt, response in made[:1]]))
+        made = list(responses(name, row, text))
+        if by == "tokens":
+            content = digest(str([(prompt, response) for _, prompt, response in made[:1]]))
+            sizes += [len(prompt) + len(response) for _, prompt, response in made]
+        else:
+            content, size = weighed(said(row))
+            sizes += [size] * len(made)
         found += made
         digests += [content] * len(made)
-    sizes = np.array([len(prompt) + len(response) for _, prompt, response in found])
-    away = split(digests, sizes, held_out, seed)
+    away = split(digests, np.array(sizes), held_out, seed)
     train, rest = (
         Conversations([row for row, chosen in zip(found, side, strict=True) if chosen], text.eos_id, pads)
         for side in (~away, away)
@@ -135,7 +152,37 @@ def converse(
     return Corpus(train, rest, [name for name, _, _ in found])
 
 
-def _responses(name: str, row: Mapping[str, Any], text: Text) -> Iterator[Row]:
+def training_turns(sources: str | Sequence[str], *, held_out: float = 0.02, seed: int = 0) -> Iterator[str]:
+    """The prompts and responses that `converse` does not hold out by characters: what a new tokenizer may read.
+
+    Messages are left out, since no new tokenizer has a template for them.
+    """
+    turns = [[row["prompt"], row["response"]] for _, row in read_rows(sources) if plain(row)]
+    if turns:
+        digests, sizes = zip(*map(weighed, turns), strict=True)
+        away = split(digests, np.array(sizes), held_out, seed)
+        yield from (each for both, held in zip(turns, away, strict=True) if not held for each in both)
+
+
+def plain(row: Mapping[str, Any]) -> bool:
+    """Is it a prompt and a response, both texts?"""
+    return "messages" not in row and all(isinstance(row.get(key), str) for key in ("prompt", "response"))
+
+
+def said(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a row, up to and with the first response."""
+    if "messages" not in row:
+        return [row["prompt"], row["response"]]
+    first = next(i for i, turn in enumerate(row["messages"]) if turn["role"] == "assistant")
+    return [str(turn["content"]) for turn in row["messages"][: first + 1]]
+
+
+def weighed(texts: Sequence[str]) -> tuple[bytes, int]:
+    """What stands for these texts in the split, and their characters."""
+    return digest(*texts), sum(map(len, texts))
+
+
+def responses(name: str, row: Mapping[str, Any], text: Text) -> Iterator[Row]:
     """One row per response of a conversation. ValueError for a row of another form."""
     if "messages" in row:
         messages = row["messages"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .sources import Document, read
 LAYOUT = "1"  # part of the cache key: raise it when the files below change
 SOME = 4_000_000  # characters tokenised at a time
 CHUNK = (512, 16_384)  # least and most characters of the chunks of a lone document
+Unit = Literal["tokens", "characters"]
+"""What shares of the text are counted in. Characters do not depend on a tokenizer, which can then be trained on one
+side; tokens are what the models were split by that say nothing of it."""
 StreamT = TypeVar("StreamT", bound=Stream, covariant=True)
 
 
@@ -46,31 +49,43 @@ def prepare(
     seed: int = 0,
     field: str = "text",
     close: bool = False,
+    by: Unit = "tokens",
     cache: str | os.PathLike[str] | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Corpus[Packed]:
-    """Tokenise `sources` (see `read`), or find them tokenised, and hold out about this share of the tokens.
+    """Tokenise `sources` (see `read`), or find them tokenised, and hold out about this share of the text.
 
     A document is its tokens after `text.start_id`, and before the end-of-text token where that is another token, or
     always with `close`. A lone document is first divided at ends of lines into about 200 chunks, which are then the
     documents. Equal documents go to the same side, at least one document to each (`held_out=0` holds out nothing).
+    `by` says whether the share is counted in tokens or in characters.
     The files lie under `cache`, by default $UNVEIL_CACHE/data or ~/.cache/unveil/data, in a folder named by a hash of
     contents, names and tokenizer. `report` is told characters done and characters in all while it works.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"the held-out share lies in [0, 1), not {held_out}")
     root = default_cache() if cache is None else Path(cache)
-    key, total = _key(_documents(sources, field), text, close)
+    key, characters = _key(_documents(sources, field), text, close)
     folder = root / key
     if not _whole(folder):
-        _tokenise(_documents(sources, field), text, close, folder, total, report)
+        _tokenise(_documents(sources, field), text, close, folder, sum(characters), report)
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     data = np.memmap(folder / "tokens.bin", dtype=about["dtype"], mode="r")
     offsets, digests = np.load(folder / "offsets.npy"), np.load(folder / "digests.npy")
-    away = split([bytes(row) for row in digests], np.diff(offsets), held_out, seed)
+    sizes = np.diff(offsets) if by == "tokens" else np.array(characters)
+    away = split([bytes(row) for row in digests], sizes, held_out, seed)
     names = about["names"]
     train, rest = (Packed(data, offsets, names, np.flatnonzero(side)) for side in (~away, away))
     return Corpus(train, rest, names, folder)
+
+
+def training_texts(
+    sources: str | Sequence[str], *, held_out: float = 0.02, seed: int = 0, field: str = "text"
+) -> Iterator[str]:
+    """The documents that `prepare` does not hold out by characters: what a new tokenizer may read."""
+    found = [(_digest(document, document.text), len(document.text)) for document in _documents(sources, field)]
+    away = split([content for content, _ in found], np.array([size for _, size in found]), held_out, seed)
+    return (document.text for document, held in zip(_documents(sources, field), away, strict=True) if not held)
 
 
 def default_cache() -> Path:
@@ -138,16 +153,21 @@ def chunks(text: str, size: int) -> Iterator[str]:
         start = stop
 
 
-def _key(documents: Iterable[Document], text: Text, close: bool) -> tuple[str, int]:
-    """The folder's name, and the number of characters."""
-    made, total = blake2b(f"{LAYOUT} {text.fingerprint} {close}".encode(), digest_size=16), 0
+def _key(documents: Iterable[Document], text: Text, close: bool) -> tuple[str, list[int]]:
+    """The folder's name, and how many characters each document has."""
+    made, characters = blake2b(f"{LAYOUT} {text.fingerprint} {close}".encode(), digest_size=16), []
     for document in documents:
-        try:
-            made.update(digest(document.name, document.text))
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{document.name} is not text: half a character at {error.start}") from error
-        total += len(document.text)
-    return made.hexdigest(), total
+        made.update(_digest(document, document.name, document.text))
+        characters.append(len(document.text))
+    return made.hexdigest(), characters
+
+
+def _digest(document: Document, *parts: str) -> bytes:
+    """`digest` of these parts of the document, or ValueError when it is not text."""
+    try:
+        return digest(*parts)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{document.name} is not text: half a character at {error.start}") from error
 
 
 def _whole(folder: Path) -> bool:

@@ -72,9 +72,10 @@ def _source(source: str, field: str) -> Iterator[Document]:
     elif HUB_ID.fullmatch(source) and not _kind(path):
         yield from _hub(source, field)
     else:
+        several = ", one source and not several: name each by its own --data" if "," in source else ""
         raise ValueError(
-            f"no such file or folder: {source} (data is a file or a folder of {', '.join(KNOWN)}, each also as .xz, "
-            "`stdlib`, or OWNER/NAME of a data set of the hub)"
+            f"no such file or folder: {source}{several} (data is a file or a folder of {', '.join(KNOWN)}, "
+            "each also as .xz, `stdlib`, or OWNER/NAME of a data set of the hub)"
         )
 
 

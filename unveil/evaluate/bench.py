@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from .. import spec
-from ..attention import Attention
 from ..codecs.text import Text
 from ..denoiser import Denoiser
-from ..nn.grow import add_mask, bare
-from ..nn.shift import Shifted
+from ..sample import writer
 from ..tasks import Example, Task
 from .intervals import Interval, paired, wilson
 from .problems import Setting, Subject
+from .unfinished import Unfinished
 
 SHARES = (2, 4, 8)  # plain truncation: so many times fewer steps than positions
 LEAST = 10  # problems of a seed
@@ -209,6 +208,7 @@ def measure(
     timed: int = 8,
     runs: int = 3,
     report: Report | None = None,
+    kept: Unfinished | None = None,
 ) -> list[Measured]:
     """Decode every problem in every way.
 
@@ -216,6 +216,7 @@ def measure(
     batch   problems decoded together for quality and passes; neither depends on it
     timed   problems of the first set that are timed, one after the other, `runs` times; the arms take turns, so that
             what else the machine does meets them all
+    kept    where every figure goes as soon as it is known; what is there already is not measured again
 
     Memory is that of the first problem.
     """
@@ -233,30 +234,48 @@ def measure(
         if report:
             report(done, total, arm.name)
 
-    memories = []
-    for arm in arms:  # also the first use of each, so that what cannot run is known at once
-        memories.append(arm.subject.memory(arm.subject.problem(flat[0]), arm.setting))
+    kept = kept or Unfinished()
+    known = [kept.of(arm.role, arm.setting) for arm in arms]
+    for arm, found in zip(arms, known, strict=True):
+        if "memory" not in found:  # also the first use of each, so that what cannot run is known at once
+            found["memory"] = arm.subject.memory(arm.subject.problem(flat[0]), arm.setting)
+            kept.keep()
         tell(1, arm)
-    speeds: list[list[float]] = [[] for _ in arms]
-    for _ in range(runs):
-        for arm, found in zip(arms, speeds, strict=True):
-            problems = [arm.subject.problem(flat[i]) for i in some]
-            tokens, seconds = arm.subject.time(problems, arm.setting, some)
-            found.append(tokens / seconds)
+    for run in range(runs):
+        for arm, found in zip(arms, known, strict=True):
+            speeds = found.setdefault("speeds", [])
+            if len(speeds) == run:
+                problems = [arm.subject.problem(flat[i]) for i in some]
+                tokens, seconds = arm.subject.time(problems, arm.setting, some)
+                speeds.append(tokens / seconds)
+                kept.keep()
             tell(len(some), arm)
     measured = []
-    for arm, memory, found in zip(arms, memories, speeds, strict=True):
-        problems = [arm.subject.problem(example) for example in flat]
-        order = sorted(range(len(flat)), key=lambda i: len(problems[i].row))  # passes of equal width are merged
-        columns = np.zeros((3, len(flat)))
-        for start in range(0, len(order), batch):
-            which = order[start : start + batch]
-            for i, out in zip(which, arm.subject.solve([problems[i] for i in which], arm.setting, which), strict=True):
-                columns[:, i] = out.score, out.tokens, out.forwards
-            tell(len(which), arm)
-        scores, tokens, forwards = columns.reshape(3, len(sets), -1)
-        measured.append(Measured(arm, scores, tokens.astype(np.int64), forwards.astype(np.int64), found, memory))
+    for arm, found in zip(arms, known, strict=True):
+        if "solved" in found:
+            tell(len(flat), arm)
+        else:
+            found["solved"] = solved(arm, flat, batch, tell).tolist()
+            kept.keep()
+        scores, tokens, forwards = np.array(found["solved"]).reshape(3, len(sets), -1)
+        counts = tokens.astype(np.int64), forwards.astype(np.int64)
+        measured.append(Measured(arm, scores, *counts, found["speeds"], found["memory"]))
     return measured
+
+
+def solved(
+    arm: Arm, examples: Sequence[Example], batch: int, tell: Callable[[int, Arm], None]
+) -> NDArray[np.float64]:
+    """(3, N) scores, tokens and forwards of all problems."""
+    problems = [arm.subject.problem(example) for example in examples]
+    order = sorted(range(len(examples)), key=lambda i: len(problems[i].row))  # passes of equal width are merged
+    columns = np.zeros((3, len(examples)))
+    for start in range(0, len(order), batch):
+        which = order[start : start + batch]
+        for i, out in zip(which, arm.subject.solve([problems[i] for i in which], arm.setting, which), strict=True):
+            columns[:, i] = out.score, out.tokens, out.forwards
+        tell(len(which), arm)
+    return columns
 
 
 def draws(task: Task, count: int, seeds: int) -> tuple[list[list[Example]], NDArray[np.int64]]:
@@ -275,10 +294,7 @@ def draws(task: Task, count: int, seeds: int) -> tuple[list[list[Example]], NDAr
 
 
 def token_by_token(model: Denoiser, text: Text) -> Denoiser:
-    """An autoregressive parent as the loop can decode it, in blocks of one; a leader model as it is.
-
-    Changes the parent. The mask token it is given stands where the next token will, and nothing looks at it.
-    """
+    """An autoregressive parent as the loop can decode it, in blocks of one; a leader model as it is."""
     if model.attention.kind == "leader":
         return model
     if model.attention.kind != "causal":
@@ -286,11 +302,7 @@ def token_by_token(model: Denoiser, text: Text) -> Denoiser:
             "autoregressive decoding needs a model that predicts the next token from those before it, and this one has "
             f"{model.attention.kind} attention"
         )
-    network = bare(model)
-    if network.mask_id < 0:
-        add_mask(network, used=text.vocab)
-    network.attention = Attention("causal")
-    follower = model if isinstance(model, Shifted) else Shifted(network)
+    follower = writer(model)
     follower.bos_id, follower.eos_id = text.start_id, text.eos_id
     return follower
 
@@ -304,6 +316,6 @@ def machine() -> dict[str, object]:
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # processes, the minute before
         "torch": torch.__version__,
     }

@@ -17,10 +17,11 @@ from ..denoiser import Denoiser
 from ..nn import reading
 from ..objectives import Batch, autoregressive, leader, masked
 from ..objectives import block as block_diffusion
+from .streams import Streams, separable
 
 Mode = Literal["auto", "exact", "bound"]
-Draws = Callable[[Batch, int], Tensor]
-"""A batch and the number of a draw to (B,) nats."""
+Draws = Callable[[Batch], list[Tensor]]
+"""A batch to (B,) nats for each draw."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def score(
                     reading.unmasked(model, batch.tokens, batch.targets)
                 else:
                     masked.diffusible(model, batch)
-                sums.append(torch.stack([one(batch, turn) for turn in range(draws)]).double().cpu())
+                sums.append(torch.stack(one(batch)).double().cpu())
                 counts.append(batch.targets.sum(1).cpu())
     finally:
         model.train(was)
@@ -125,7 +126,7 @@ def exactly(model: Denoiser) -> tuple[str, Draws]:
             f"this model predicts no next token ({model.attention.kind} attention, not shifted), so its likelihood is "
             "not known exactly: use mode bound"
         )
-    return "next token, causal attention", lambda batch, turn: autoregressive.nats(model, batch)
+    return "next token, causal attention", lambda batch: [autoregressive.nats(model, batch)]
 
 
 def bounded(model: Denoiser, size: int | None, draws: int) -> tuple[str, Draws]:
@@ -137,21 +138,25 @@ def bounded(model: Denoiser, size: int | None, draws: int) -> tuple[str, Draws]:
     if not size:
         back = reading.lag(model) if next_token else 0
 
-        def whole(batch: Batch, turn: int) -> Tensor:
-            drawn = masked.hide(batch, None, batch.targets, "count", turn=turn, turns=draws)
-            return masked.nats(model, batch, drawn, back=back)
+        def whole(batch: Batch) -> list[Tensor]:
+            hidden = (masked.hide(batch, None, batch.targets, "count", turn=t, turns=draws) for t in range(draws))
+            return [masked.nats(model, batch, drawn, back=back) for drawn in hidden]
 
         return "whole documents, full attention", whole
     if next_token:
 
-        def led(batch: Batch, turn: int) -> Tensor:
-            drawn = leader.draw_followers(batch, size - 1, "count", turn=turn, turns=draws)
-            return leader.nats(model, batch, drawn, size - 1)
+        def led(batch: Batch) -> list[Tensor]:
+            hidden = (leader.draw_followers(batch, size - 1, "count", turn=t, turns=draws) for t in range(draws))
+            if separable(model, batch.tokens.shape[1]):
+                return list(map(Streams(model, batch, size, leads=True).nats, hidden))
+            return [leader.nats(model, batch, drawn, size - 1) for drawn in hidden]
 
         return f"blocks of {size}, the first token exact", led
 
-    def blocks(batch: Batch, turn: int) -> Tensor:
-        drawn = masked.hide(batch, size, batch.targets, "count", turn=turn, turns=draws)
-        return block_diffusion.nats(model, batch, drawn, size)
+    def blocks(batch: Batch) -> list[Tensor]:
+        hidden = (masked.hide(batch, size, batch.targets, "count", turn=t, turns=draws) for t in range(draws))
+        if separable(model, batch.tokens.shape[1]):
+            return list(map(Streams(model, batch, size, leads=False).nats, hidden))
+        return [block_diffusion.nats(model, batch, drawn, size) for drawn in hidden]
 
     return f"blocks of {size}, clean context", blocks

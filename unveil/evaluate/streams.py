@@ -1,0 +1,73 @@
+"""Read the clean copy of a text once, and any number of noisy copies against it.
+
+In the layouts of `objectives.block` and `objectives.leader` clean positions look at clean positions alone, so what
+they say and what is kept of them is the same for every draw of the noise. Shapes: B rows, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import rules
+from ..context import Attend, Context, Store, Window, dense
+from ..denoiser import Denoiser
+from ..nn import reading
+from ..nn.shift import Shifted
+from ..nn.transformer import Transformer
+from ..objectives import Batch, leader
+from ..processes import Draw
+
+
+class Streams:
+    """Blocks of `size` positions; with `leads` a block's first token, its leader, is read from the clean copy."""
+
+    def __init__(self, model: Denoiser, batch: Batch, size: int, *, leads: bool):
+        self.model, self.batch = model, batch
+        self.back = reading.lag(model) if leads else 0  # block diffusion reads a token where it stands
+        shape = batch.tokens.shape
+        length, device = shape[1], batch.tokens.device
+        rule = rules.teacher_forcing(length, size, token_causal=leads)
+        # The noisy copy stands before the clean one, as in training, so rule and positions are those of training.
+        self.noisy = Context(
+            Window(0, length),
+            reading.apart(batch.documents, rule, copies=2),
+            positions=torch.arange(length, device=device),
+            store=Store(2 * length),
+            exact=True,
+        )
+        asked = batch.targets & leader.leading(batch, size - 1) if leads else torch.zeros_like(batch.targets)
+        flat = asked.flatten().nonzero()[:, 0]
+        clean = replace(self.noisy, window=Window(length, length), attend=behind(length))
+        self.leaders = reading.by_row(self.surprise(batch.tokens, clean, flat, self.back), flat, shape)  # (B,) nats
+
+    def surprise(self, noisy: Tensor, ctx: Context, flat: Tensor, back: int) -> Tensor:
+        """(N,) nats of the tokens at flat indices into (B, L), each read `back` positions before itself."""
+        tokens = torch.cat([noisy, self.batch.tokens], dim=1)
+        found = reading.logits(self.model, tokens, ctx, flat - back)
+        return reading.surprise(found, self.batch.tokens.flatten()[flat])
+
+    def nats(self, drawn: Draw) -> Tensor:
+        """(B,) the bound of one draw: `leader.nats` or `block.nats`."""
+        flat = drawn.hit.flatten().nonzero()[:, 0]
+        noisy = self.batch.tokens.masked_fill(drawn.hit, self.model.mask_id)
+        found = self.surprise(noisy, self.noisy, flat, self.back) * drawn.weight.flatten()[flat]
+        return self.leaders + reading.by_row(found, flat, self.batch.tokens.shape)
+
+
+def behind(length: int) -> Attend:
+    """Clean queries look at clean keys, which lie behind `length` noisy ones."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
+        assert mask is not None, "the two copies never see all of each other"
+        return dense(q, k[:, :, length:], v[:, :, length:], mask[:, :, :, length:], False, layer)
+
+    return attend
+
+
+def separable(model: Denoiser, length: int) -> bool:
+    """Can the copies be read one after the other? A sliding window narrower than both would be counted over both."""
+    net = model.model if isinstance(model, Shifted) else model
+    return isinstance(net, Transformer) and (net.s.sliding is None or 2 * length <= net.s.sliding)
