@@ -1,0 +1,253 @@
+"""Many prompts to many answers, in shards that are whole or missing, so that a stopped job can be taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .canvas import Canvas
+from .codecs.text import Text
+from .denoiser import Denoiser
+from .sample import Passes, prepare, writer
+from .together import together
+
+ABOUT = "job.json"
+POISON = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)  # what a row can do to its own answer
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked, and how: whatever changes an answer or a shard. A folder belongs to one job."""
+
+    model: str
+    source: str  # a digest of the rows
+    length: int = 64  # tokens to write
+    decoder: str = "threshold"
+    cache: str | None = None  # None: causal where that is exact, else recompute
+    guide: str | None = None
+    block: int | None = None  # None: the model's own, or one block
+    steps: int | None = None
+    chat: bool = False  # prompts go into the chat template; rows of messages always do
+    seed: int = 0
+    shard: int = 64  # rows that are decoded and written together
+
+    def __post_init__(self):
+        if self.length < 1 or self.shard < 1:
+            raise ValueError(f"a job writes at least 1 token and 1 row a shard, got {self.length} and {self.shard}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows that follow each other in the source; `number` counts from 0."""
+
+    number: int
+    rows: tuple[Row, ...]
+
+    @property
+    def answers(self) -> str:
+        return f"part-{self.number:06d}.jsonl"
+
+    @property
+    def errors(self) -> str:
+        return f"errors-{self.number:06d}.jsonl"
+
+
+def identified(rows: Iterable[tuple[str, Row]]) -> Iterator[Row]:
+    """The rows with an `id` each: their own, or where they stand. ValueError for one that comes twice."""
+    known: set[str] = set()
+    for name, row in rows:
+        mark = row.get("id", name)
+        if not isinstance(mark, str | int):
+            raise ValueError(f"{name}: an id is a text or a whole number, not {json.dumps(mark, default=str)}")
+        if str(mark) in known:
+            raise ValueError(f"{name}: the id {mark} comes twice, and each answer is found by its id")
+        known.add(str(mark))
+        yield {**row, "id": mark}
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """What tells these rows from others."""
+    found = blake2b(digest_size=16)
+    for row in rows:
+        found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return found.hexdigest()
+
+
+def claim(out: Path, job: Job) -> None:
+    """Make the folder this job's, or find that it is. ValueError when it holds another job, or something else."""
+    told = asdict(job)
+    if (out / ABOUT).is_file():
+        found = json.loads((out / ABOUT).read_text(encoding="utf-8"))
+        if apart := [f"{n} ({found.get(n)!r} there, {told[n]!r} here)" for n in told if found.get(n) != told[n]]:
+            raise ValueError(f"{out} holds the shards of another job; it differs in {', '.join(apart)}")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already and is no folder of shards: give another name")
+    out.mkdir(parents=True, exist_ok=True)
+    put(out / ABOUT, json.dumps(told, indent=2) + "\n")
+
+
+def missing(out: Path, rows: Iterable[Row], size: int) -> Iterator[Shard]:
+    """The shards that are still to be written, in order."""
+    left = iter(rows)
+    for number in count():
+        shard = Shard(number, tuple(islice(left, size)))
+        if not shard.rows:
+            return
+        if not (out / shard.answers).is_file():
+            yield shard
+
+
+def put(path: Path, content: str) -> None:
+    """A file that is whole or not there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(content, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+class Answering:
+    """A loaded model at work on shards; what it writes depends on the job and the shard alone."""
+
+    def __init__(self, model: Denoiser, text: Text, job: Job):
+        self.model, self.text, self.job = writer(model.eval()), text, job
+        look = self.model.attention
+        self.block = look.block if job.block is None else job.block
+        self.cache = job.cache or ("causal" if look.exact else "recompute")
+        next(self.run(self.canvas([0], 0)))  # what the library will not decode is refused before a shard is begun
+
+    def write(self, shard: Shard, out: Path) -> tuple[int, int]:
+        """Answer the shard's rows and write them; how many were answered, and how many could not be.
+
+        The errors are written first: a shard counts as done when its answers are there.
+        """
+        answers, errors = self.answered(shard.rows)
+        if errors:
+            put(out / shard.errors, lines(errors))
+        put(out / shard.answers, lines(answers))
+        return len(answers), len(errors)
+
+    def answered(self, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+        """The rows with their `completion`, and those that could not be answered with their `error`."""
+        ready: list[tuple[Row, list[int]]] = []
+        errors: list[Row] = []
+        for row in rows:
+            try:
+                ready.append((row, self.prompt(row)))
+            except POISON as error:
+                errors.append(reason(row, error))
+        try:
+            return [*self.decoded(ready)], errors
+        except POISON:  # one of them, and nobody knows which
+            answers = []
+            for one in ready:
+                try:
+                    answers += self.decoded([one])
+                except POISON as error:
+                    errors.append(reason(one[0], error))
+            return answers, errors
+
+    def prompt(self, row: Row) -> list[int]:
+        """A row's prompt as the model was trained to begin. ValueError for a row that has none, or too long a one."""
+        text, job = self.text, self.job
+        if "messages" in row:
+            said = row["messages"]
+            if not isinstance(said, list) or not said or not all(map(spoken, said)):
+                raise ValueError('messages should be a list of {"role": ..., "content": ...}, both texts')
+            ids = text.chat(said)
+        elif not isinstance(row.get("prompt"), str):
+            raise ValueError(f"expected a prompt as a text, or messages; its fields are {', '.join(sorted(row))}")
+        elif job.chat:
+            ids = text.chat([{"role": "user", "content": row["prompt"]}])
+        else:
+            ids = [*([] if text.start_id is None else [text.start_id]), *text.encode(row["prompt"])]
+        limit = self.model.context_length
+        if limit is not None and len(ids) + job.length > limit:
+            raise ValueError(f"{len(ids)} tokens and {job.length} to write are more than the context of {limit}")
+        return ids
+
+    def decoded(self, ready: list[tuple[Row, list[int]]]) -> list[Row]:
+        """Each on a canvas of its own, in the order they came; a row's draws are keyed by its id."""
+        canvases = [self.canvas(ids, self.key(row)) for row, ids in ready]
+        for _ in together(self.model, [(canvas, self.run(canvas)) for canvas in canvases]):
+            pass
+        answers = []
+        for (row, ids), canvas in zip(ready, canvases, strict=True):
+            written = canvas.rows()[0][len(ids) :].tolist()
+            end = self.text.eos_id in written
+            written = written[: written.index(self.text.eos_id)] if end else written
+            answers.append({**row, "completion": self.text.decode(written), "finish": "stop" if end else "length"})
+        return answers
+
+    def key(self, row: Row) -> int:
+        """A seed of the job's seed and the row's id."""
+        content = f"{self.job.seed} {row['id']}".encode()
+        return int.from_bytes(blake2b(content, digest_size=4).digest()) // 2
+
+    def canvas(self, ids: list[int], seed: int) -> Canvas:
+        device = next(self.model.parameters()).device
+        prompt = torch.tensor(ids, dtype=torch.long, device=device)
+        canvas = Canvas.answering([prompt], self.job.length, self.model.mask_id, torch.tensor([seed]))
+        canvas.attention = self.model.attention
+        return canvas
+
+    def run(self, canvas: Canvas) -> Passes:
+        job = self.job
+        options = {"cache": self.cache, "guide": job.guide, "block": self.block, "steps": job.steps}
+        return prepare(self.model, canvas, job.decoder, **options)
+
+
+def spoken(turn: object) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content"))
+
+
+def reason(row: Row, error: Exception) -> Row:
+    return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def local(
+    model: Denoiser,
+    text: Text,
+    job: Job,
+    rows: Iterable[Row],
+    out: Path,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[int, int]:
+    """Do what is missing of a job in this process: how many rows were answered now, and how many could not be.
+
+    `report` is told both after every shard. ValueError, with nothing written, when `out` belongs to another job.
+    """
+    answering = Answering(model, text, job)
+    claim(out, job)
+    done = failed = 0
+    for shard in missing(out, rows, job.shard):
+        right, wrong = answering.write(shard, out)
+        done, failed = done + right, failed + wrong
+        if report:
+            report(done, failed)
+    return done, failed
+
+
+def totals(out: Path) -> dict[str, int]:
+    """What a folder of shards holds."""
+    counts = {}
+    for name, pattern in (("rows", "part-*.jsonl"), ("errors", "errors-*.jsonl")):
+        files = sorted(out.glob(pattern))
+        counts[name] = sum(file.read_bytes().count(b"\n") for file in files)
+        counts.setdefault("shards", len(files))
+    return counts
