@@ -48,7 +48,7 @@ def recipe(**fields) -> Recipe:
 
 def run(out: Path, model: Transformer | None = None, data: Counting | None = None, **options) -> Result:
     """A quiet run; `options` are fields of the recipe and arguments of `train`."""
-    names = {"resume", "overwrite", "evaluate", "sample", "unveil", "text", "console"}
+    names = {"resume", "overwrite", "evaluate", "sample", "unveil", "text", "console", "ranks"}
     given = {name: options.pop(name) for name in names & options.keys()}
     given.setdefault("console", Console(file=io.StringIO()))
     objective = options.pop("objective_", Autoregressive())

@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import adapter as adapters
 from . import families
 from .attention import FULL, Attention
 from .codecs.text import Text
 from .denoiser import Denoiser
 from .families import Family, Piece
 from .families.llama import describe
-from .folder import exchange, locate, opened, read_config
+from .folder import exchange, opened, read_config, recover
 from .nn.grow import bare
 from .nn.shift import Shifted
 from .nn.transformer import Transformer
@@ -35,6 +36,7 @@ SHARD = 5_000_000_000  # bytes in one file, as the hub likes them
 def load_model(
     path: str | os.PathLike[str],
     *,
+    adapter: str | os.PathLike[str] | None = None,
     mask_id: int | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
@@ -44,13 +46,15 @@ def load_model(
 
     `path` is a folder, the name of a built-in model or a hub id. A diffusion checkpoint that predicts the next token
     comes wrapped so that logits at i speak of token i; `raw` gives the bare network. An autoregressive parent comes
-    bare. `mask_id` overrides the checkpoint's; given for a checkpoint that knows of none, it says that these are the
-    weights of a denoiser with full attention.
+    bare. `adapter` is the folder of a LoRA adapter to be merged into it; the folder of an adapter by itself stands for
+    the base that it names, merged with it. `mask_id` overrides the checkpoint's; given for a checkpoint that knows of
+    none, it says that these are the weights of a denoiser with full attention.
     `dtype` is a torch type, its name, or "auto" for the checkpoint's own; None means float32 on a CPU, else "auto".
 
-    Raises ValueError when it is no checkpoint, its family is unknown, or a tensor is missing, too many, or mis-shaped.
+    Raises ValueError when it is no checkpoint, its family is unknown, or a tensor is missing, too many, or mis-shaped;
+    and when an adapter is of another base.
     """
-    folder = locate(path)
+    folder, beside = adapters.placed(path, adapter)
     config = read_config(folder)
     with opened(folder) as tensors:
         family = families.find(config, tensors, str(path))
@@ -58,12 +62,16 @@ def load_model(
         kind = numbers(dtype, config, tensors, torch.device(device))
         model = skeleton(family, config, kind, device)
         pour(model, family, tensors)
+        if beside is not None:
+            adapters.merge(model, family, adapters.read(beside), adapters.fingerprint(tensors), str(folder))
+            config = model.config
     return dressed(model, family, config, mask_id, raw)
 
 
 def load(
     path: str | os.PathLike[str],
     *,
+    adapter: str | os.PathLike[str] | None = None,
     mask_id: int | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
@@ -73,8 +81,8 @@ def load(
 
     Raises ValueError also when the tokenizer is missing or has more tokens than the model has rows.
     """
-    text = Text.load(locate(path))
-    model = load_model(path, mask_id=mask_id, dtype=dtype, device=device, raw=raw)
+    text = Text.load(adapters.placed(path, adapter)[0])
+    model = load_model(path, adapter=adapter, mask_id=mask_id, dtype=dtype, device=device, raw=raw)
     agree(bare(model), text, f"{path}")
     model.bos_id = bare(model).bos_id = text.start_id
     model.eos_id = bare(model).eos_id = text.eos_id
@@ -221,7 +229,8 @@ def save(
     """Write a model in its parent's Hugging Face layout, with what is ours in the config's "unveil" object.
 
     All is written beside `folder` and renamed at the end: a failure leaves what was there before. `unveil` adds to the
-    object (recipe, tokens_seen); attention, block, shift and mask_id come from the model.
+    object (recipe, tokens_seen); attention, block, shift and mask_id come from the model. Of a network that carries an
+    adapter only that is written, in peft's layout.
 
     Raises ValueError when `folder` holds something and `overwrite` is not set, or holds something that is no
     checkpoint; OSError when it cannot be written.
@@ -229,6 +238,7 @@ def save(
     net = bare(model)
     folder = Path(folder).expanduser().resolve()
     family = families.named(net.family or "llama")
+    recover(folder)
     refuse_existing(folder, overwrite)
     if text is not None:
         agree(net, text, str(folder))
@@ -238,10 +248,13 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if text is not None:
             text.save(part)
-        write_weights(families.layout(family, net), dict(net.named_parameters()), part)
+        if net.adapter is not None:
+            adapters.write(net, part, unveil or {})
+        else:
+            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_weights(families.layout(family, net), dict(net.named_parameters()), part)
         exchange(part, folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} could not be saved, and what was there before is untouched: {error}") from error
@@ -257,7 +270,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"{folder} exists and is not empty: choose another folder, or allow it to be overwritten")
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", adapters.CONFIG)):
         raise ValueError(f"{folder} holds something that is not a checkpoint: it will not be overwritten")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
 
 import typer
 
-from . import bench, calibrate, demo, describe, learn, measure, replay, task, write
+from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, write
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -26,9 +27,18 @@ for command, examples in {
     demo.demo: ["unveil demo", "unveil demo --minutes 1 --out report.html"],
     learn.adapt: ["unveil adapt stdlib-ar --minutes 3 --out my-dlm", "unveil adapt PARENT --data notes/ --out my-dlm"],
     learn.train: ["unveil train --recipe stdlib-ar --out my-ar", "unveil train --data a.txt --minutes 10 --out my-ar"],
+    sft.sft: [
+        "unveil sft my-dlm --data chats.jsonl --out my-chat",
+        "unveil sft my-dlm --data chats.jsonl --lora r=8,alpha=16 --out my-adapter",
+        "unveil sft my-chat --recipe preference --data pairs.jsonl --out my-preferred",
+    ],
+    plan.plan: ["unveil plan leader --gpus 64 --params 7B --rows 512 --length 4096", "unveil plan --gpus 8 --json"],
     write.generate: ["unveil generate 'def mean(values):' --length 48", "echo 'import os' | unveil generate"],
     write.fill: ["unveil fill 'def area(radius):[[24]]return result'", "unveil fill 'x = [[2-8]]\\n' --json"],
+    chat.chat: ["unveil chat my-chat", "echo 'Who are you?' | unveil chat my-chat --temperature 0.7 --json"],
     replay.watch: ["unveil watch run.jsonl --speed 0.2", "unveil watch run.jsonl --json"],
+    serve.serve: ["unveil serve", "unveil serve my-dlm --port 0 --memory 4GB --api-keys keys.txt --json"],
+    map.map_: ["unveil map my-chat --in prompts.jsonl --out answers --local"],
     bench.bench: [
         "unveil bench tasks-dlm --task sudoku --out bench",
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
@@ -36,7 +46,7 @@ for command, examples in {
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
     describe.list_: ["unveil list", "unveil list decoders"],
-    describe.info: ["unveil info stdlib-dlm"],
+    describe.info: ["unveil info stdlib-dlm", "unveil info my-dlm --check"],
     describe.export: ["unveil export stdlib-dlm plain-llama --parent --dtype bfloat16"],
 }.items():
     shown = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}".replace("[[", "\\[[") for line in examples)
@@ -67,7 +77,8 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if not mistake(error):
             raise
-        print(f"unveil: {' '.join(str(sentence(error)).split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # what one process refuses, all refuse: the first says it
+            print(f"unveil: {' '.join(str(sentence(error)).split())}", file=sys.stderr)
         sys.exit(2)
 
 

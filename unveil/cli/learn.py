@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .launch import Processes, Restarts, launched, processes
 from .places import model_place, recipe_place
 from .say import Json, result, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..denoiser import Denoiser
     from ..start import Start
+    from ..train.ranks import Ranks
     from ..train.recipe import Recipe
 
 Out = Annotated[str, typer.Option("--out", "-o", help="The folder of the new model, with its log and checkpoints.")]
@@ -61,9 +65,13 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "cpu",
+    nproc: Processes = 1,
+    max_restarts: Restarts = 0,
     json: Json = False,
 ) -> None:
     """Train from random weights, or go on from a checkpoint, with any objective."""
+    if launched(nproc, max_restarts):
+        return
     flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
     flags |= {"shift": None if shift is None else "yes" if shift else "no"}
     flags |= {"seed": seed, "vocab": vocab, "width": width, "layers": layers, "heads": heads}
@@ -92,9 +100,13 @@ def adapt(
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "cpu",
+    nproc: Processes = 1,
+    max_restarts: Restarts = 0,
     json: Json = False,
 ) -> None:
     """Turn an autoregressive checkpoint into a diffusion language model that still loads as its parent."""
+    if launched(nproc, max_restarts):
+        return
     flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
     flags |= {"shift": None if shift is None else "yes" if shift else "no"}
     limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
@@ -105,7 +117,7 @@ def combined(name: str, flags: dict, limits: dict, data: list[str] | None, more:
     """The recipe with the flags put over it. A limit given as a flag replaces all limits of the recipe."""
     from ..train.recipe import Recipe
 
-    flags["data"] = ",".join(data) if data else None
+    flags["data"] = data or None
     if any(limit is not None for limit in limits.values()):
         flags |= {each: limit or 0 for each, limit in limits.items()}
     for pair in more or []:
@@ -129,8 +141,30 @@ def plain(value: str) -> object:
         return value
 
 
-def run(recipe: Recipe, out: str, resume: bool, overwrite: bool, device: str, json: bool) -> None:
-    """Train, and say what came of it."""
+def run(
+    recipe: Recipe,
+    out: str,
+    resume: bool,
+    overwrite: bool,
+    device: str,
+    json: bool,
+    judged: Callable[[Start], Callable[[Denoiser], dict[str, float]]] | None = None,
+) -> None:
+    """Train, and say what came of it. `judged` gives what is measured on held-out data beside the bound."""
+    with processes(device) as ranks:
+        together(recipe, out, resume, overwrite, ranks, json, judged)
+
+
+def together(
+    recipe: Recipe,
+    out: str,
+    resume: bool,
+    overwrite: bool,
+    ranks: Ranks,
+    json: bool,
+    judged: Callable[[Start], Callable[[Denoiser], dict[str, float]]] | None,
+) -> None:
+    """The same in each of the processes, of which the first speaks."""
     from pathlib import Path
 
     from rich.console import Console
@@ -139,16 +173,21 @@ def run(recipe: Recipe, out: str, resume: bool, overwrite: bool, device: str, js
     from ..train import train as learn
     from ..train.checkpoint import claim
 
-    claim(Path(out), resume, False) if resume or not overwrite else None  # before minutes are spent on the data
-    console = Console(stderr=True, quiet=json and not sys.stderr.isatty())
-    console.print(f"reading {recipe.data}", highlight=False)
-    made = start(recipe)
-    made.model.to(device)
+    ranks.check(recipe)
+    resume, overwrite = ranks.way(Path(out), resume, overwrite)
+    claim(Path(out), resume, False, ranks) if resume or not overwrite else None  # before minutes are spent on the data
+    console = Console(stderr=True, quiet=not ranks.leads or (json and not sys.stderr.isatty()))
+    console.print(f"reading {', '.join(recipe.data)}", markup=False, highlight=False)
+    made = ranks.in_turn(lambda: start(recipe))
+    recipe = made.recipe
+    if made.frozen is not None:
+        made.frozen.to(ranks.device)
     corpus, count = made.corpus, sum(p.numel() for p in made.model.parameters())
     console.print(
         f"{count:,} parameters, {corpus.train.tokens:,} tokens to train on, {corpus.held_out.tokens:,} held out",
         highlight=False,
     )
+    more = judged(made) if judged else None
     found = learn(
         made.model,
         made.objective,
@@ -158,11 +197,14 @@ def run(recipe: Recipe, out: str, resume: bool, overwrite: bool, device: str, js
         text=made.text,
         resume=resume,
         overwrite=overwrite,
-        evaluate=lambda model: score(model, made, recipe.length),
+        evaluate=lambda model: score(model, made, recipe.length) | (more(model) if more else {}),
         sample=lambda model: sample(model, made),
         console=console,
         unveil=origin(recipe),
+        ranks=ranks,
     )
+    if not ranks.leads:
+        return
     last = {name: value for name, value in found.metrics.items() if name != "parts"}
     lines = table([("model", found.path), *((name, shown(value)) for name, value in last.items())])
     result({"model": found.path, "parameters": count, **last}, json, [*lines, "", f"try: unveil info {found.path}"])
@@ -170,7 +212,8 @@ def run(recipe: Recipe, out: str, resume: bool, overwrite: bool, device: str, js
 
 def origin(recipe: Recipe) -> dict[str, object]:
     """What a checkpoint says of how it was made, so that `unveil score` finds the text that it has not seen."""
-    told: dict[str, object] = {"data": recipe.data, "held_out": recipe.held_out, "close": recipe.close}
+    told: dict[str, object] = {"data": list(recipe.data), "held_out": recipe.held_out, "close": recipe.close}
+    told |= {"chat": True} if recipe.chat else {}
     return told | ({"parent": recipe.parent} if recipe.parent else {})
 
 
@@ -201,8 +244,6 @@ def sample(model: Denoiser, made: Start) -> str:
 
     from ..sample import generate
 
-    if model.mask_id < 0:
-        return ""
     empty = torch.zeros(1, 0, dtype=torch.long, device=next(model.parameters()).device)
     look = model.attention
     cache = "causal" if look.exact else "recompute"

@@ -46,7 +46,7 @@ class Experts(nn.Module):
         parts = []
         fetch = self.fetch or self.weights.__getitem__
         for expert, group in enumerate(gathered.split(groups)):
-            if len(group):
+            if len(group) or torch.is_grad_enabled():  # every process of a run needs a gradient for every expert
                 gate, up, down = fetch(expert)
                 parts.append((F.silu(group @ gate.T) * (group @ up.T)) @ down)
         if not parts:

@@ -9,31 +9,47 @@ import random
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .machine import first_row, local
+from .ranks import ALONE, Ranks
+
 STATE = "state.json"
+DICE = "rng"  # the file of the generators' states, which the first process writes alone
+SHARDING, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"  # torch.distributed.checkpoint's words for pieces of tensors
+POLL = 0.05  # seconds
 OURS = ("checkpoints", "samples", "tensorboard")  # the folders a run makes in its output folder
 
 
-def claim(out: Path, resume: bool, overwrite: bool) -> Path | None:
+def claim(out: Path, resume: bool, overwrite: bool, ranks: Ranks = ALONE) -> Path | None:
     """Make sure that the folder is ours to write in; the checkpoint to start from."""
+    ranks.led(lambda: clear(out, resume, overwrite))
+    folder = out / "checkpoints"
+    start = newest(folder, ranks) if resume else None
+    if resume and start is None and ranks.led(lambda: "some" if listed(folder) else ""):
+        raise ValueError(f"every checkpoint in {folder} is damaged; overwrite begins again")
+    return start
+
+
+def clear(out: Path, resume: bool, overwrite: bool) -> str:
+    """Refuse a folder that is not ours to write in; take away what `overwrite` discards and what a kill left behind."""
     if resume and overwrite:
         raise ValueError("resume continues the run in a folder and overwrite discards it: give one of them")
-    folder = out / "checkpoints"
     if resume:
         if not out.is_dir():
             raise ValueError(f"there is no run to resume at {out}")
-        sweep(folder)
-        start = newest(folder)
-        if start is None and listed(folder):
-            raise ValueError(f"every checkpoint in {folder} is damaged; overwrite begins again")
-        return start
+        sweep(out / "checkpoints")
+        return ""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the output is a folder")
     if out.exists() and any(out.iterdir()):
@@ -41,54 +57,140 @@ def claim(out: Path, resume: bool, overwrite: bool) -> Path | None:
             raise ValueError(f"{out} exists; resume (--resume) continues it and overwrite (--overwrite) begins again")
         for name in OURS:
             shutil.rmtree(out / name, ignore_errors=True)
-    return None
+    return ""
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:
-    """Write `folder/step-XXXXXXXX/` with a safetensors file for each entry of `tensors`; keep `keep` such folders.
+@dataclass
+class Part:
+    """The rows of a tensor that one process has; without dimensions or shared with nobody, all of it."""
 
-    OSError, with the older checkpoints untouched, when the disk does not take it.
+    tensor: Tensor
+    start: int = 0  # where in the whole tensor they begin
+
+
+def parts(tensors: dict[str, dict[str, Tensor]], copy: bool, lead: bool = True) -> dict[str, dict[str, Part]]:
+    """What this process has of the tensors; those without dimensions only where `lead`.
+
+    A copy lies on the CPU, and training may go on while it is written.
     """
-    path = folder / f"step-{step:08d}"
-    if path.exists() and not damage(path):
-        return path
-    partial = folder / f".partial-{step:08d}-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        sums = {}
-        for name, content in tensors.items():
-            file = partial / f"{name}.safetensors"
-            save_file({key: value.detach().contiguous() for key, value in content.items()}, file)
-            settle(file)
-            sums[file.name] = digest(file)
-        state = {**state, "step": step, "checksums": sums}
-        (partial / STATE).write_text(json.dumps({"sum": seal(state), "state": state}), encoding="utf-8")
-        settle(partial / STATE)
-        if path.exists():  # a damaged one that was skipped when the run was resumed
-            shutil.rmtree(path)
-        os.replace(partial, path)
-        settle(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        last = newest(folder)
-        raise OSError(
-            f"could not save the checkpoint of step {step} in {folder} ({error}); "
-            + (f"the last good one is {last}" if last else "there is no earlier one")
-        ) from error
-    if keep:
-        older = [p for p in listed(folder) if number(p) <= step]
-        for extra in older[keep:]:
+    found: dict[str, dict[str, Part]] = {}
+    for name, content in tensors.items():
+        for key, tensor in content.items():
+            mine = local(tensor)
+            if mine.numel() and (mine.dim() or lead):
+                kept = Part(mine.to("cpu", copy=True) if copy else mine, first_row(tensor))
+                found.setdefault(name, {})[key] = kept
+    return found
+
+
+@dataclass
+class Saving:
+    """A checkpoint on its way to `folder/step-XXXXXXXX`, in a thread or at once.
+
+    The first `writers` processes each write what they have, flush it, and leave a note of its checksums; the first of
+    them waits for these notes, adds `state`, and gives the folder its name. No process waits for a message, so none has
+    to stop training. Files: `NAME.safetensors` when one process writes; else `NAME/00000-of-00002.safetensors`, whose
+    header says where its rows begin, in the words of torch.distributed.checkpoint, which can read these folders too.
+    """
+
+    folder: Path
+    step: int
+    parts: dict[str, dict[str, Part]]  # by file
+    state: dict
+    keep: int  # how many checkpoints stay
+    rank: int = 0
+    writers: int = 1
+    trouble: OSError | None = None
+    abandoned: Event = field(default_factory=Event)
+    thread: Thread | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"step-{self.step:08d}"
+
+    @property
+    def partial(self) -> Path:
+        return self.folder / f".partial-{self.step:08d}"
+
+    @property
+    def running(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def begin(self) -> None:
+        """Write while training goes on. `trouble` is what came of it once `running` is false."""
+        self.thread = Thread(target=self.write, daemon=True)
+        self.thread.start()
+
+    def write(self) -> None:
+        """Everything; `trouble` when the disk does not take it, with the older checkpoints untouched."""
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            sums = dict(self.file(name, content) for name, content in self.parts.items() if content)
+            put(self.partial / f"{self.rank}.json", json.dumps(sums))
+            if self.rank == 0:
+                self.finish()
+        except (OSError, SafetensorError) as error:
+            last = newest(self.folder)
+            self.trouble = OSError(
+                f"could not save the checkpoint of step {self.step} in {self.folder} ({error}); "
+                + (f"the last good one is {last}" if last else "there is no earlier one")
+            )
+            self.trouble.__cause__ = error
+
+    def abandon(self) -> None:
+        """Stop waiting for others, who have stopped waiting too."""
+        self.abandoned.set()
+        if self.thread is not None:
+            self.thread.join()
+
+    def file(self, name: str, content: dict[str, Part]) -> tuple[str, str]:
+        """Write one file: its name and its checksum."""
+        tensors = {key: each.tensor.contiguous() for key, each in content.items()}
+        file = self.partial / f"{name}.safetensors"
+        if self.writers == 1 or name == DICE:
+            save_file(tensors, file)
+        else:
+            file = self.partial / name / f"{self.rank:05d}-of-{self.writers:05d}.safetensors"
+            file.parent.mkdir(exist_ok=True)
+            begins = {key: [each.start, *[0] * each.tensor.dim()][: each.tensor.dim()] for key, each in content.items()}
+            places = {key: {OFFSETS: begin} for key, begin in begins.items()}
+            save_file(tensors, file, metadata={SHARDING: json.dumps(places)})  # one entry: several have no fixed order
+        settle(file)
+        return str(file.relative_to(self.partial)), digest(file)
+
+    def finish(self) -> None:
+        """Wait for all the notes, and make the folder a checkpoint."""
+        notes = [self.partial / f"{rank}.json" for rank in range(self.writers)]
+        while not all(note.exists() for note in notes):
+            if self.abandoned.wait(POLL):
+                raise OSError("another process could not write its part")
+        sums = {name: s for note in notes for name, s in json.loads(note.read_text(encoding="utf-8")).items()}
+        for note in notes:
+            note.unlink()
+        state = {**self.state, "step": self.step, "checksums": sums}
+        (self.partial / STATE).write_text(json.dumps({"sum": seal(state), "state": state}), encoding="utf-8")
+        settle(self.partial / STATE)
+        if self.path.exists():  # a damaged one that was skipped when the run was resumed
+            shutil.rmtree(self.path)
+        os.replace(self.partial, self.path)
+        settle(self.folder)
+        older = [p for p in listed(self.folder) if number(p) <= self.step]
+        for extra in older[self.keep :] if self.keep else []:
             shutil.rmtree(extra)
-    return path
 
 
-def newest(folder: Path) -> Path | None:
-    """The latest whole checkpoint; what is damaged is skipped with a warning that names it."""
-    for path in listed(folder):
-        trouble = damage(path)
-        if trouble is None:
+def newest(folder: Path, ranks: Ranks = ALONE) -> Path | None:
+    """The latest whole checkpoint; what is damaged is skipped with a warning that names it.
+
+    Several processes look together, each at its share of the files.
+    """
+    for name in json.loads(ranks.led(lambda: json.dumps([path.name for path in listed(folder)]))):
+        path = folder / name
+        found = [each for each in ranks.words(damage(path, ranks.rank, ranks.world) or "") if each]
+        if not found:
             return path
-        warnings.warn(f"skipping the damaged checkpoint {path}: {trouble}", stacklevel=2)
+        if ranks.leads:
+            warnings.warn(f"skipping the damaged checkpoint {path}: {found[0]}", stacklevel=2)
     return None
 
 
@@ -101,10 +203,10 @@ def number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None when every checksum holds."""
+def damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
+    """What is wrong with a checkpoint; None when every checksum holds. Of `world` shares of its files, share `rank`."""
     try:
-        for name, expected in read_state(path)["checksums"].items():
+        for name, expected in list(read_state(path)["checksums"].items())[rank::world]:
             if digest(path / name) != expected:
                 return f"the checksum of {name} does not hold"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,10 +222,52 @@ def read_state(path: Path) -> dict:
     return sealed["state"]
 
 
-def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
-    """Tensors by file and name, and the state."""
-    state = read_state(path)
-    return {name.removesuffix(".safetensors"): load_file(path / name) for name in state["checksums"]}, state
+class Stored:
+    """The tensors of a checkpoint, in however many pieces they were written, and its state."""
+
+    def __init__(self, path: Path):
+        self.path, self.state = path, read_state(path)
+        self.files: dict[str, list[Path]] = {}
+        for name in self.state["checksums"]:
+            self.files.setdefault(name.split("/")[0].removesuffix(".safetensors"), []).append(path / name)
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the whole tensors, by file and name
+        for name in self.files:
+            found = self.shapes.setdefault(name, {})
+            for key, start, piece in (each for file in self.opened(name) for each in pieces(file)):
+                rows = max(start + piece[0], found[key][0] if key in found else 0) if piece else 0
+                found[key] = (rows, *piece[1:]) if piece else ()
+
+    def opened(self, name: str) -> Iterator[Any]:
+        for path in self.files[name]:
+            with safe_open(path, framework="pt") as file:
+                yield file
+
+    def read(self, name: str, wanted: dict[str, Part]) -> None:
+        """Fill these tensors with the rows that they stand for."""
+        for file in self.opened(name):
+            for key, start, piece in pieces(file):
+                if key not in wanted:
+                    continue
+                to, first = wanted[key].tensor, wanted[key].start
+                if not piece:
+                    to.copy_(file.get_tensor(key))
+                    continue
+                begin, end = max(start, first), min(start + piece[0], first + to.shape[0])
+                if begin < end:
+                    to[begin - first : end - first].copy_(file.get_slice(key)[begin - start : end - start])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of a file that one process wrote."""
+        return load_file(self.path / f"{name}.safetensors")
+
+
+def pieces(file: Any) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """Of every tensor in an open file: its name, which row of the whole tensor comes first, and its shape here."""
+    said = file.metadata() or {}
+    places = json.loads(said[SHARDING]) if SHARDING in said else {}
+    for key in sorted(file.keys()):
+        shape = tuple(file.get_slice(key).get_shape())
+        yield key, places[key][OFFSETS][0] if shape and key in places else 0, shape
 
 
 def sweep(folder: Path) -> None:
@@ -151,10 +295,10 @@ def settle(path: Path) -> None:
 
 
 def dice() -> tuple[dict[str, Tensor], dict]:
-    """The states of all random number generators: tensors, and what is JSON."""
+    """The states of all random number generators, on a GPU those of this process's: tensors, and what is JSON."""
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors["cuda.0"] = torch.cuda.get_rng_state()
     kind, words, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
     tensors["numpy"] = torch.from_numpy(np.asarray(words).astype(np.int64))
@@ -164,9 +308,8 @@ def dice() -> tuple[dict[str, Tensor], dict]:
 def set_dice(tensors: dict[str, Tensor], plain: dict) -> None:
     """The inverse of `dice`."""
     torch.set_rng_state(tensors["torch"])
-    for i in range(torch.cuda.device_count()):
-        if f"cuda.{i}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda.{i}"], i)
+    if torch.cuda.is_available() and "cuda.0" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda.0"])
     kind, *rest = plain["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))
     version, numbers, gauss = plain["python"]

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from .. import families, hub
@@ -28,10 +28,12 @@ from ..denoiser import Denoiser
 from ..nn.grow import bare
 from ..objectives import Batch, Objective
 from . import checkpoint
-from .checkpoint import owned, put
-from .machine import bfloat16, compiled, moved, recompute, split
+from .checkpoint import put
+from .machine import bfloat16, compiled, deterministic, local, moved, recompute, split
+from .memory import Memory
 from .metrics import Display, Metrics
-from .optimiser import Average, adamw, flatten, rate, restore, set_rate
+from .optimiser import Average, adamw, rate, set_rate
+from .ranks import ALONE, JOB, Ranks
 from .recipe import Recipe
 
 
@@ -80,6 +82,7 @@ def train(
     sample: Sample | None = None,
     console: Console | None = None,
     unveil: dict | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Train `model` in place and export it, averaged if `recipe.ema`, to `out` in its family's layout.
 
@@ -88,10 +91,13 @@ def train(
     tokens seen. The last `recipe.keep` checkpoints lie in `out/checkpoints`; `resume` continues from the newest whole
     one.
 
+    Under a launcher, `ranks` are the processes that `several.joined` gives; each calls this with the same arguments,
+    the numbers are those of one process, and the first prints and writes. `model` is then left spread over them.
+
     ValueError: `out` exists without `resume` or `overwrite`, or its recipe is another. FloatingPointError: the loss or
     the gradient is not finite. OSError: the disk does not take a checkpoint. Stopped (a SystemExit): SIGTERM or SIGINT.
     """
-    run = Training(model, objective, data, recipe, Path(out), text, evaluate, sample, unveil, console)
+    run = Training(model, objective, data, recipe, Path(out), text, evaluate, sample, unveil, console, ranks)
     run.prepare(resume, overwrite)
     return run.finish()
 
@@ -110,11 +116,13 @@ class Training:
     sample: Sample | None = None
     unveil: dict | None = None
     console: Console | None = None
+    ranks: Ranks = ALONE
 
     step: int = 0  # updates done
     tokens: int = 0  # positions read
     seconds: float = 0.0  # wall-clock time, over all the processes that worked on this run
     received: int = 0  # the signal that asks to stop
+    told: int = 0  # the same, of any process and known to all of them
     began: float = field(default_factory=time.monotonic)
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
 
@@ -124,38 +132,65 @@ class Training:
             raise ValueError("the recipe has no end: give steps, tokens or minutes")
         net = bare(self.model)  # what cannot be exported is refused now and not when all is done
         hub.new_config(self.model, net, families.named(net.family or "llama"), self.text, self.unveil or {})
-        start = checkpoint.claim(self.out, resume, overwrite)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError("the model has no weights to train: all are frozen")
+        self.ranks.check(self.recipe)
+        resume, overwrite = self.ranks.way(self.out, resume, overwrite)
+        start = checkpoint.claim(self.out, resume, overwrite, self.ranks)
+        self.agree()
         self.model.float()
         self.model.train()
-        self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        if not self.weights:
-            raise ValueError("the model has no weights to train: all are frozen")
-        self.device = self.weights[0].device
+        self.device = self.ranks.device or next(self.model.parameters()).device
         self.low = bfloat16(self.recipe.dtype, self.device)
+        self.ranks.spread(self.model, self.recipe, self.low)
+        self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        for frozen in (each for each in vars(self.objective).values() if isinstance(each, nn.Module)):
+            frozen.to(self.device)
         recompute(self.model, self.recipe.checkpointing)
         self.optimiser = adamw(self.model, self.recipe)
         self.average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
+        self.memory = Memory(self.model, self.optimiser, self.average, self.recipe, self.ranks, self.out)
         if start is None:
             random.seed(self.recipe.seed)
             np.random.seed(self.recipe.seed % 2**32)
             torch.manual_seed(self.recipe.seed)
         else:
-            self.load(start)
+            state = self.memory.load(start)
+            self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         if self.recipe.compile:
             compiled(self.model)
-        self.out.mkdir(parents=True, exist_ok=True)
-        put(self.out / "recipe.toml", self.recipe.toml())
-        self.metrics = Metrics(self.out, self.step if start else None)
-        self.display = Display(self.console or Console(stderr=True), self.recipe.updates)
+        self.ranks.led(self.settle_in)
+        self.metrics = Metrics(self.out, self.step if start else None, quiet=not self.ranks.leads)
+        console = self.console if self.ranks.leads else Console(quiet=True)
+        self.display = Display(console or Console(stderr=True), self.recipe.updates)
         if start is not None:
             self.display.say(f"continuing at step {self.step} from {start}")
+
+    def settle_in(self) -> str:
+        """The folder, and what says whose it is."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        put(self.out / "recipe.toml", self.recipe.toml())
+        if self.ranks.job():
+            put(self.out / JOB, self.ranks.job())
+        return ""
+
+    def agree(self) -> None:
+        """Make sure that all processes are about to do the same."""
+        if self.ranks.world == 1:
+            return
+        weights = {name: (*p.shape, p.flatten()[0].item()) for name, p in self.model.named_parameters()}
+        batch = self.data.batch(0, self.recipe.rows, self.recipe.length, seed=self.recipe.seed)
+        said = self.ranks.words(f"{self.recipe} {weights} {batch.tokens.sum().item()} {batch.tokens.shape}")
+        differ = [rank for rank, words in enumerate(said) if words != said[0]]
+        if differ:
+            raise ValueError(f"process {differ[0]} has another recipe, model or data than the first process")
 
     def finish(self) -> Result:
         """Run to the end and export; Stopped when a signal came first."""
         try:
-            with self.listening():
+            with self.listening(), deterministic(self.recipe.deterministic):
                 self.loop()
-            self.checkpoint()
+                self.checkpoint(wait=True)
             self.export()
             return Result(self.out, self.metrics.history, self.metrics.history[-1] if self.metrics.history else {})
         finally:
@@ -166,32 +201,33 @@ class Training:
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.began
 
-    @property
-    def ended(self) -> bool:
-        return self.recipe.share(self.step, self.elapsed) >= 1
+    def share(self, steps: int = 0, seconds: float = 0.0) -> float:
+        """How much of the run will have passed after so many more updates and seconds, by the first process's clock."""
+        clock = self.elapsed + seconds
+        return self.recipe.share(self.step + steps, self.ranks.same(clock) if self.recipe.minutes else clock)
 
     def loop(self) -> None:
         """Updates, with what is due after each."""
         self.began = time.monotonic()
         if self.step == 0 and self.recipe.eval_every:
             self.metrics.write({"step": 0, "tokens": 0, "seconds": self.elapsed, **self.score()})
-        last = self.ended
+        last = self.share() >= 1
         batch = self.fetch(self.step)
         while not last:
             line, batch = self.update(batch)
-            last = self.ended
+            share = self.share()
+            last = share >= 1
             if self.due(self.recipe.eval_every, last):
                 line |= self.score()
             if last or self.step % self.recipe.log_every == 0 or "held_out" in line:
                 self.metrics.write(line)
-            share = self.recipe.share(self.step, self.elapsed)
-            self.display.show(line, 1.0 if last else share, sum(self.speeds) / len(self.speeds))
+            self.display.show(line, share, sum(self.speeds) / len(self.speeds))
             if self.due(self.recipe.samples_every, last):
                 self.write_sample()
-            if self.received and not last:
-                path = self.checkpoint()
-                self.display.say(f"stopped by {signal.Signals(self.received).name} at step {self.step}; saved {path}")
-                raise Stopped(self.received, self.step, path)
+            if self.told and not last:
+                path = self.checkpoint(wait=True)
+                self.display.say(f"stopped by {signal.Signals(self.told).name} at step {self.step}; saved {path}")
+                raise Stopped(self.told, self.step, path)
             if self.recipe.save_every and self.step % self.recipe.save_every == 0 and not last:
                 self.checkpoint()
 
@@ -199,55 +235,64 @@ class Training:
         return last or bool(every and self.step % every == 0)
 
     def fetch(self, step: int) -> Batch:
-        """The rows of an update, on the model's device, each with a number that keys its corruption."""
+        """This process's rows of an update, on its device, each with a number that keys its corruption."""
         recipe = self.recipe
         batch = self.data.batch(step, recipe.rows, recipe.length, seed=recipe.seed)
         ids = batch.ids if batch.ids is not None else torch.arange(len(batch.tokens)) + step * recipe.rows
-        return moved(replace(batch, ids=ids, step=step), self.device)
+        return moved(self.ranks.share(replace(batch, ids=ids, step=step)), self.device)
 
     def update(self, batch: Batch) -> tuple[dict, Batch]:
         """One step of the optimiser: the line for the log, and the next batch.
 
-        Sums and counts are added over the micro-batches and the gradient is divided once, so that the split changes
-        nothing. The host waits for the device once, when the next batch is ready.
+        Sums and counts are added over micro-batches and processes and the gradient is divided once, so that the split
+        changes nothing. The host waits for the device once, when the next batch is ready.
         """
-        recipe, began = self.recipe, time.perf_counter()
-        batch.progress = recipe.share(self.step, self.elapsed)
+        recipe, ranks, began = self.recipe, self.ranks, time.perf_counter()
+        batch.progress = self.share()
         sums: dict[str, Tensor] = {}
-        for micro in split(batch, recipe.accumulate):
-            with torch.autocast(self.device.type, torch.bfloat16) if self.low else nullcontext():
+        parts = split(batch, ranks.micro(recipe.accumulate))
+        for micro in parts:
+            ranks.sums(self.model, last=micro is parts[-1])
+            with torch.autocast(self.device.type, torch.bfloat16) if self.low and not ranks.sharded else nullcontext():
                 loss = self.objective(self.model, micro)
             loss.total.backward()
             for name, value in (("total", loss.total), ("count", loss.count), *loss.parts.items()):
                 value = torch.as_tensor(value, device=self.device).detach().double()
                 sums[name] = sums[name] + value if name in sums else value
-        gradients = [p.grad for p in self.weights if p.grad is not None]
-        count = sums["count"].clamp(min=1)
-        norm = get_total_norm(gradients, foreach=True) / count
-        scale = (recipe.clip / (norm + 1e-6)).clamp(max=1.0) if recipe.clip else torch.ones_like(norm)
-        torch.ops.aten._foreach_mul_.Tensor(gradients, (scale / count).float())
+        gradients = [local(p.grad) for p in self.weights if p.grad is not None]
         upcoming = self.fetch(self.step + 1)
-        means = torch.stack([sums.pop("total") / count, norm, *(v / count for n, v in sums.items() if n != "count")])
-        mean, size, *parts = means.tolist()
+        square = get_total_norm(gradients, foreach=True).double().square()
+        news = torch.tensor([self.received, self.memory.failed], dtype=square.dtype, device=square.device)
+        every = ranks.gather(torch.cat([torch.stack([*sums.values(), square]), news]))
+        found = dict(zip(sums, every.sum(0)[: len(sums)], strict=True))
+        count = found.pop("count").clamp(min=1)
+        norm = (every[:, len(sums)].sum() * (ranks.writers / ranks.world)).sqrt() * ranks.divides / count
+        scale = (recipe.clip / (norm + 1e-6)).clamp(max=1.0) if recipe.clip else torch.ones_like(norm)
+        torch.ops.aten._foreach_mul_.Tensor(gradients, (scale * ranks.divides / count).float())
+        means = [each / count for each in found.values()]
+        size, told, failed, mean, *terms = torch.stack([norm, *every[:, -2:].amax(0), *means]).tolist()
+        self.told = int(told)
+        if failed:
+            self.memory.settle()
         if not (math.isfinite(mean) and math.isfinite(size)):
             raise FloatingPointError(self.culprit(batch, mean, size))
         # The coming step counts as passed, so that the first rate is not zero and the last one is the floor.
         pace = recipe.rows * recipe.length / self.speeds[-1] if self.speeds else 0.0
-        lr = rate(recipe, recipe.share(self.step + 1, self.elapsed + pace))
+        lr = rate(recipe, self.share(1, pace))
         set_rate(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
-        self.tokens += batch.tokens.numel()
-        self.speeds.append(batch.tokens.numel() / (time.perf_counter() - began))
-        names = [name for name in sums if name != "count"]
+        tokens = batch.tokens.numel() * ranks.world
+        self.tokens += tokens
+        self.speeds.append(tokens / (time.perf_counter() - began))
         line = {
             "step": self.step,
             "tokens": self.tokens,
             "loss": mean,
-            "parts": dict(zip(names, parts, strict=True)),
+            "parts": dict(zip(list(found)[1:], terms, strict=True)),
             "lr": lr,
             "grad_norm": size,  # before clipping
             "tokens_per_second": self.speeds[-1],
@@ -259,10 +304,10 @@ class Training:
         """What is known about a number that is not finite."""
         assert batch.ids is not None
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        ids = batch.ids.tolist()
+        ids = [int(each) for each in self.ranks.gather(batch.ids).flatten()]
         names = self.data.origins(ids, self.recipe.length, seed=self.recipe.seed)
         said = f"{what} at step {self.step + 1}; the batch holds the samples {ids} of the documents {', '.join(names)}"
-        last = checkpoint.newest(self.out / "checkpoints")
+        last = checkpoint.newest(self.out / "checkpoints", self.ranks)
         return f"{said}; the last good checkpoint is {last}" if last else f"{said}; there is no checkpoint yet"
 
     @contextmanager
@@ -273,6 +318,7 @@ class Training:
             with self.average.applied() if self.average else nullcontext(), torch.no_grad():
                 yield
         finally:
+            self.ranks.forget(self.model)
             self.model.train()
 
     def score(self) -> dict[str, float]:
@@ -291,7 +337,7 @@ class Training:
             return
         with self.shown():
             written = self.sample(self.model)
-        if not written:
+        if not written or not self.ranks.leads:
             return
         (self.out / "samples").mkdir(exist_ok=True)
         put(self.out / "samples" / f"step-{self.step:08d}.txt", written)
@@ -307,8 +353,9 @@ class Training:
 
         def receive(number: int, frame: object) -> None:
             self.received = number
-            for each, old in before.items():
-                signal.signal(each, old)
+            if not self.ranks.job():  # a launcher passes on what the terminal has sent already
+                for each, old in before.items():
+                    signal.signal(each, old)
 
         for number in before:
             signal.signal(number, receive)
@@ -318,49 +365,20 @@ class Training:
             for number, old in before.items():
                 signal.signal(number, old)
 
-    def checkpoint(self) -> Path:
+    def checkpoint(self, wait: bool = False) -> Path:
         """Everything that decides how the run goes on."""
-        dice, plain = checkpoint.dice()
-        tensors = {"model": owned(self.model), "optimiser": flatten(self.model, self.optimiser), "rng": dice}
-        if self.average is not None:
-            tensors["ema"] = self.average.kept
-        share = self.recipe.share(self.step, self.elapsed)
-        state = {
-            "recipe": self.recipe.plain(),
-            "tokens": self.tokens,
-            "seconds": self.elapsed,
-            "cursor": {"step": self.step, "sample": self.step * self.recipe.rows, "seed": self.recipe.seed},
-            "schedule": {"share": share, "lr": rate(self.recipe, share)},
-            "rng": plain,
-        }
-        return checkpoint.save(self.out / "checkpoints", self.step, tensors, state, self.recipe.keep)
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint; ValueError when it is of another recipe or another model."""
-        tensors, state = checkpoint.read(path)
-        differences = self.recipe.differences(Recipe.of(state["recipe"], str(path)))
-        if differences:
-            raise ValueError(f"cannot continue {self.out} with another recipe; it differs in {', '.join(differences)}")
-        mine, theirs = owned(self.model), tensors["model"]
-        wrong = sorted(n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs)
-        wrong += [n for n in mine if n in theirs and mine[n].shape != theirs[n].shape]
-        if wrong:
-            raise ValueError(f"{path} is of another model: it differs in {wrong[0]} and {len(wrong) - 1} other tensors")
-        with torch.no_grad():
-            for name, value in theirs.items():
-                mine[name].copy_(value)
-            for name, value in tensors.get("ema", {}).items():
-                assert self.average is not None
-                self.average.kept[name].copy_(value)
-        restore(self.model, self.optimiser, tensors["optimiser"])
-        checkpoint.set_dice(tensors["rng"], state["rng"])
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        return self.memory.save(self.step, self.tokens, self.elapsed, wait)
 
     def export(self) -> None:
-        """The final weights, which the model keeps, beside the checkpoints; each file takes its place whole."""
+        """The final weights, which the model keeps, beside the checkpoints."""
         if self.average is not None:
             self.average.swap()
         self.model.eval()
+        with self.ranks.gathered(self.model):
+            self.ranks.led(self.write_model)
+
+    def write_model(self) -> str:
+        """Each file takes its place whole."""
         told = {**(self.unveil or {}), "recipe": self.recipe.objective, "tokens_seen": self.tokens}
         partial = self.out / ".partial-export"
         shutil.rmtree(partial, ignore_errors=True)
@@ -370,3 +388,4 @@ class Training:
                 os.replace(file, self.out / file.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        return ""

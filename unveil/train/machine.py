@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -19,6 +22,50 @@ def bfloat16(dtype: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Only kernels that give the same bits every time inside; RuntimeError for an operation that has none."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which CUDA refuses
+    torch.use_deterministic_algorithms(on or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that the device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def state_bytes(learnt: int, frozen: int, *, ema: bool) -> int:
+    """What training keeps, in float32: of each weight itself, its gradient, AdamW's two moments, and its average."""
+    return learnt * (4 + 4 + 8 + 4 * ema) + 4 * frozen
+
+
+# A weight that several processes share is a DTensor. It is told by its methods: importing it takes seconds.
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor, as a view; of one that is not shared, all."""
+    tensor = tensor.detach()
+    cut = getattr(tensor, "to_local", None)
+    return tensor if cut is None else cut()
+
+
+def first_row(tensor: Tensor) -> int:
+    """Where in the whole tensor this process's rows begin."""
+    mesh = getattr(tensor, "device_mesh", None)
+    if mesh is None:
+        return 0
+    rows = -(-tensor.shape[0] // mesh.size(mesh.ndim - 1))
+    return min(rows * mesh.get_local_rank(mesh.ndim - 1), tensor.shape[0])
 
 
 def recompute(model: nn.Module, on: bool) -> None:

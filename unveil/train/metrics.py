@@ -18,15 +18,17 @@ PAUSE = 30  # seconds between two lines when the console is not a terminal
 class Metrics:
     """`metrics.jsonl` in the output folder, one object a line, and TensorBoard's events when it is installed."""
 
-    def __init__(self, out: Path, after: int | None = None):
-        """`after`: keep an earlier run's lines up to this step; None: begin anew."""
+    def __init__(self, out: Path, after: int | None = None, quiet: bool = False):
+        """`after`: keep an earlier run's lines up to this step; None: begin anew. `quiet`: another process writes."""
         file = out / "metrics.jsonl"
         self.history = [line for line in past(file) if line["step"] <= after] if after is not None else []
+        self.board = self.stream = None
+        if quiet:
+            return
         partial = file.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
         os.replace(partial, file)
         self.stream = file.open("a", encoding="utf-8", buffering=1)
-        self.board = None
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -34,7 +36,8 @@ class Metrics:
 
     def write(self, line: dict) -> None:
         self.history.append(line)
-        self.stream.write(json.dumps(line) + "\n")
+        if self.stream is not None:
+            self.stream.write(json.dumps(line) + "\n")
         if self.board is not None:
             flat = {**line, **{f"parts/{name}": value for name, value in line.get("parts", {}).items()}}
             for name, value in flat.items():
@@ -42,7 +45,8 @@ class Metrics:
                     self.board.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
-        self.stream.close()
+        if self.stream is not None:
+            self.stream.close()
         if self.board is not None:
             self.board.close()
 

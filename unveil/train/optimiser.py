@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .machine import local
 from .recipe import Recipe
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -55,11 +56,12 @@ def flatten(model: nn.Module, optimiser: torch.optim.AdamW) -> dict[str, Tensor]
     return {f"{moment}/{name}": moments[moment] for name, moments in state.items() for moment in MOMENTS}
 
 
-def restore(model: nn.Module, optimiser: torch.optim.AdamW, flat: dict[str, Tensor]) -> None:
-    """The inverse of `flatten`."""
+def blank(model: nn.Module, optimiser: torch.optim.AdamW, names: Container[str]) -> None:
+    """Give the weights whose "step/..." is in `names` a state of zeros: room for what is read from a checkpoint."""
     for name, weight in model.named_parameters():
-        if f"step/{name}" in flat:
-            optimiser.state[weight] = {m: flat[f"{m}/{name}"].to(weight.device, copy=True) for m in MOMENTS}
+        if f"step/{name}" in names:
+            state = {moment: torch.zeros_like(weight, requires_grad=False) for moment in MOMENTS[1:]}
+            optimiser.state[weight] = {"step": torch.zeros((), device=weight.device), **state}
 
 
 class Average:
@@ -77,12 +79,16 @@ class Average:
     def update(self, step: int) -> None:
         """After update number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch.ops.aten._foreach_lerp_.Scalar(list(self.kept.values()), list(self.weights.values()), 1 - decay)
+        kept, weights = ([local(each) for each in some.values()] for some in (self.kept, self.weights))
+        torch.ops.aten._foreach_lerp_.Scalar(kept, weights, 1 - decay)
 
     def swap(self) -> None:
-        """Exchange the model's weights and the average; no tensor is copied."""
+        """Exchange the model's weights and the average in place, since others hold on to the weights' memory."""
         for name, weight in self.weights.items():
-            weight.data, self.kept[name] = self.kept[name], weight.data
+            mine, kept = local(weight), local(self.kept[name])
+            before = mine.clone()
+            mine.copy_(kept)
+            kept.copy_(before)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..nn.adapters import Lora
+
 QUIET = {"keep", "save_every", "log_every", "eval_every", "samples_every"}  # change no weight
+FREE = QUIET | {"parallel", "deterministic"}  # a run may go on with others; the latter change rounding at most
+MODES = ("auto", "ddp", "fsdp", "hsdp")
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,13 @@ class Recipe:
     hidden: int = 0  # 0: the family's usual multiple of the width
     tied: bool = True
     # on what
-    data: str = "stdlib"
+    data: tuple[str, ...] = ("stdlib",)  # one source as a string, or a list of them
     field: str = "text"  # of a .jsonl or .parquet row
     chat: bool = False  # rows are conversations: prompts are never hidden, responses and their ends are learnt
     held_out: float = 0.02  # share of the documents
     close: bool = True  # end documents with the end-of-text token, so that the model learns to stop
-    objective: str = "autoregressive"  # a spec string
+    objective: str = "autoregressive"  # a spec string, or auto: what fits the attention that the parent has
+    lora: str = ""  # a low-rank adapter, as r=8,alpha=16,targets=all, on weights that stay; empty: all are trained
     shift: str = "auto"  # is token i read at i - 1? auto (as the objective has it), yes or no
     # for how long
     steps: int = 0
@@ -43,7 +48,7 @@ class Recipe:
     minutes: float = 0.0  # of wall-clock time, evaluation and saving included
     rows: int = 16  # sequences an update
     length: int = 256  # positions a sequence
-    accumulate: int = 1  # micro-batches the rows are split into; it changes memory, not the result
+    accumulate: int = 1  # micro-batches the rows are split into over all processes; it changes memory, not the result
     # how
     lr: float = 3e-4
     min_lr: float = 0.1  # share of lr left at the end
@@ -57,6 +62,8 @@ class Recipe:
     dtype: str = "auto"  # of the matrix products: auto, float32 or bfloat16; weights are float32
     compile: bool = False
     checkpointing: bool = False  # recompute activations in the backward pass
+    parallel: str = "auto"  # several processes: ddp (each has all weights), fsdp (a share), hsdp (a share a machine)
+    deterministic: bool = False  # only kernels that give the same bits every time; on CUDA they are slower
     seed: int = 0
     # what is written down
     log_every: int = 1
@@ -78,10 +85,14 @@ class Recipe:
             raise ValueError(f"{wrong[0]} = {getattr(self, wrong[0])} is out of range")
         if self.accumulate > self.rows:
             raise ValueError(f"accumulate = {self.accumulate} micro-batches need as many rows, got {self.rows}")
+        if self.lora:
+            Lora.parse(self.lora)
         if self.shift not in ("auto", "yes", "no"):
             raise ValueError(f"shift is auto, yes or no, got {self.shift!r}")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype is auto, float32 or bfloat16, got {self.dtype!r}")
+        if self.parallel not in MODES:
+            raise ValueError(f"parallel is auto, ddp, fsdp or hsdp, got {self.parallel!r}")
 
     @classmethod
     def read(cls, path: str | Path | None = None, **flags: object) -> Recipe:
@@ -129,7 +140,7 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """The fields that decide the result and differ, each as "lr (0.1 there, 0.2 here)"."""
         there, here = other.plain(), self.plain()
-        changed = [n for n in here if n not in QUIET and here[n] != there[n]]
+        changed = [n for n in here if n not in FREE and here[n] != there[n]]
         return [f"{n} ({there[n]!r} there, {here[n]!r} here)" for n in changed]
 
 
@@ -142,10 +153,15 @@ def fit(name: str, kind: object, value: object):
             return int(value)
     if kind in (bool, str) and type(value) is kind:
         return value
+    if kind == tuple[str, ...] and value:
+        several = [value] if isinstance(value, str) else value
+        if isinstance(several, list | tuple) and all(isinstance(part, str) and part for part in several):
+            return tuple(several)
     if kind == tuple[float, float] and isinstance(value, list | tuple) and len(value) == 2:
         return tuple(fit(name, float, part) for part in value)
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
-    raise ValueError(f"{name} is {words.get(kind, 'two numbers')}, got {value!r}")
+    words |= {tuple[str, ...]: "a string or a list of strings", tuple[float, float]: "two numbers"}
+    raise ValueError(f"{name} is {words[kind]}, got {value!r}")
 
 
 def literal(value: object) -> str:
