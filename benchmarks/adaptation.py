@@ -22,8 +22,8 @@ COUNTS = ("steps", "rows", "length", "windows", "draws", "curve_every", "infills
 
 def missing(plan: Plan) -> list[str]:
     """What the plan names by its full path and is not there."""
-    given = {"--parent": plan.parent, "--data": plan.data, "--eval-data": plan.eval_data}
-    places = [(option, name) for option, value in given.items() for name in value.split(",") if name.startswith("/")]
+    given = {"--parent": (plan.parent,), "--data": plan.data, "--eval-data": plan.eval_data}
+    places = [(option, name) for option, names in given.items() for name in names if name.startswith("/")]
     return [f"{option} {name}" for option, name in places if not Path(name).exists()]
 
 
@@ -57,14 +57,15 @@ def collected(plan: Plan, names: Sequence[str], seeds: int, folder: Path) -> dic
 def main(words: Sequence[str] | None = None) -> None:
     usual = Plan(
         parent=str(SHARED / "stories260K"),
-        data=str(SHARED / "text" / "stories260K_samples.txt.xz"),
-        eval_data=str(SHARED / "text" / "tinystories_first1000.json"),
+        data=(str(SHARED / "text" / "stories260K_samples.txt.xz"),),
+        eval_data=(str(SHARED / "text" / "tinystories_first1000.json"),),
     )
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", default="A", help="of the parent, in the names of the result files")
     parser.add_argument("--parent", default=usual.parent, help="folder or hub id of an autoregressive checkpoint")
-    parser.add_argument("--data", help="text to adapt to, as unveil adapt takes it")
-    parser.add_argument("--eval-data", help="text to judge on; without it, and with --data, the part held out of that")
+    parser.add_argument("--data", action="append", help="text to adapt to, as unveil adapt takes it; may be repeated")
+    judged = "text to judge on, likewise; without it, and with --data, the part held out of that"
+    parser.add_argument("--eval-data", action="append", help=judged)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shard", type=part, default=(0, 1), metavar="i/n", help="do the i-th of n equal parts")
@@ -83,8 +84,8 @@ def main(words: Sequence[str] | None = None) -> None:
     plan = replace(
         usual,
         **{name: vars(given)[name] for name in (*COUNTS, "parent", "lr")},
-        data=given.data or usual.data,
-        eval_data=given.eval_data or ("" if given.data else usual.eval_data),
+        data=tuple(given.data or usual.data),
+        eval_data=tuple(given.eval_data or (() if given.data else usual.eval_data)),
         sample_steps=tuple(given.sample_steps),
         temperatures=tuple(given.temperatures),
     )

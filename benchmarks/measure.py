@@ -18,6 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from unveil.evaluate.bench import machine as processor
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BYTES = 1 if sys.platform == "darwin" else 1024  # in one unit of ru_maxrss
@@ -42,20 +44,13 @@ def git(*words: str) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, threads in use, memory and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    """What `unveil bench` notes of the machine, and its memory, instructions and versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **processor(),
         "memory_gb": round(memory / 1e9, 1),
-        "load": round(os.getloadavg()[0], 2),  # processes that ran in the minute before
         "capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "system": platform.platform(terse=True),
     }
 

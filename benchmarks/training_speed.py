@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from unveil.processes import Draw
 from unveil.train import Recipe, Training
 
 ARMS = ("unveil", "plain")
+COMPILED = "unveil, compiled"  # measured where it is asked for
 AGREE = 1e-4  # how far apart the two losses may be
 
 
@@ -128,35 +130,47 @@ def memory(name: str, arm: str, recipe: Recipe, folder: Path, steps: int = 2) ->
     """Peak bytes of this process, which runs one arm alone, and what it held before there were weights."""
     before = resident()
     shape = SHAPES[name]
-    if arm == "unveil":
-        run = Ours(network(shape, FULL), recipe, folder / "run")
-    else:
+    if arm == "plain":
         model = twin(network(shape, FULL), folder / "twin")
         run = Plain(model, shape.vocab - 1, recipe, shape.vocab, steps)
+    else:
+        run = Ours(network(shape, FULL), replace(recipe, compile=arm == COMPILED), folder / "run")
     for _ in range(steps):
         run.step()
     run.close()
     return {"before": before, "peak": resident()}
 
 
-def study(name: str, recipe: Recipe, repeats: int, best: float, folder: Path, words: Sequence[str] = ()) -> dict:
-    """Both arms on one shape. `best` is the machine's peak; `words` are options for the memory processes."""
+def study(
+    name: str,
+    recipe: Recipe,
+    repeats: int,
+    best: float,
+    folder: Path,
+    words: Sequence[str] = (),
+    compiled: bool = False,
+) -> dict:
+    """All arms on one shape. `best` is the machine's peak; `words` are options for the memory processes."""
     model = network(SHAPES[name], FULL)
     theirs = twin(model, folder / "twin")
     losses = compare(model, theirs, recipe)
-    steps = repeats + 1
-    runs = {
+    warmup = 6 if compiled else 1  # compiled blocks are compiled again when the number of hidden tokens first changes
+    steps = repeats + warmup
+    runs: dict[str, Ours | Plain] = {
         "unveil": Ours(model, recipe, folder / "run"),
         "plain": Plain(theirs, model.mask_id, recipe, model.s.vocab, steps),
     }
-    seconds = interleaved({arm: run.step for arm, run in runs.items()}, repeats)
+    if compiled:
+        other = network(SHAPES[name], FULL)
+        runs[COMPILED] = Ours(other, replace(recipe, compile=True), folder / "compiled")
+    seconds = interleaved({arm: run.step for arm, run in runs.items()}, repeats, warmup)
     for run in runs.values():
         run.close()
     positions = recipe.rows * recipe.length
     hits = [int(drawn(Noise(model.s.vocab).batch(step, recipe.rows, recipe.length)).hit.sum()) for step in range(steps)]
     needed = 3 * work(model.s, positions, recipe.length, sum(hits) // len(hits))  # forward once, backward twice
     arms = {}
-    for arm in ARMS:
+    for arm in runs:
         time = spread(seconds[arm])
         used = aside("training_speed.py", "--memory", arm, "--shape", name, *words)
         arms[arm] = {
@@ -205,7 +219,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each loop, after one to warm up")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=None, help="folder of the result files")
-    parser.add_argument("--memory", choices=ARMS, help="run one loop alone and print its peak memory")
+    parser.add_argument("--compile", action="store_true", help="measure our loop with torch.compile as well")
+    parser.add_argument("--memory", choices=(*ARMS, COMPILED), help="run one loop alone and print its peak memory")
     given = parser.parse_args(words)
     threads(given.threads)
     recipe = plan(given.rows, given.length)
@@ -218,7 +233,8 @@ def main(words: Sequence[str] | None = None) -> None:
         options = ["--rows", str(given.rows), "--length", str(given.length), "--threads", str(torch.get_num_threads())]
         found = []
         for name in given.shape:
-            found.append(study(name, recipe, given.repeats, best, Path(place) / name, options))
+            folder = Path(place) / name
+            found.append(study(name, recipe, given.repeats, best, folder, options, given.compile))
             show(report, found[-1])
         report.write({"peak_flops": best, "shapes": found})
 

@@ -11,6 +11,7 @@ from toy import checkpoint
 
 import unveil.tasks
 from unveil import cli, spec
+from unveil.evaluate.problems import Subject
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +83,42 @@ def test_bench(run, folder, tmp_path):
     assert code == 0, err
     assert "skipped ahd with dual" in out
     assert found["measured"][3]["name"] in out
+
+
+def test_a_stopped_bench_goes_on(run, folder, tmp_path, monkeypatch):
+    """Whatever was measured before Ctrl-C is not measured again, and nothing else is taken for it."""
+    words = ["bench", str(folder / "full"), *QUICK, "--decoders", "threshold;ahd", "--caches", "recompute"]
+    whole = json.loads(run(*words, "--json")[1].splitlines()[-1])
+    solve, calls = Subject.solve, []
+
+    def interrupted(self, *given):
+        calls.append(given[1].decoder)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return solve(self, *given)
+
+    monkeypatch.setattr(Subject, "solve", interrupted)
+    stop = 5  # two calls of sixteen problems for each way
+    code, _, err = run(*words, "--out", "results")
+    assert code != 0
+    assert "the same command goes on" in err
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["unfinished.json"]
+    kept = json.loads((tmp_path / "results" / "unfinished.json").read_text())["ways"]
+    assert [("solved" in one, len(one["speeds"])) for one in kept.values()] == [(True, 1)] * 2 + [(False, 1)] * 3
+    code, _, err = run(*words, "--out", "results", "--seeds", "3")
+    assert (code, "seeds (2 there, 3 here)" in err) == (2, True)
+    calls.clear()
+    stop = 0
+    monkeypatch.setattr(Subject, "time", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(Subject, "memory", lambda *_: pytest.fail("measured again"))
+    code, out, err = run(*words, "--out", "results", "--json")
+    assert code == 0, err
+    assert "going on with 5 ways" in err
+    assert len(calls) == 6
+    found = json.loads(out.splitlines()[-1])
+    for one, same in zip(found["measured"], whole["measured"], strict=True):
+        assert (one["name"], one["quality"], one["forwards"]) == (same["name"], same["quality"], same["forwards"])
+    assert "unfinished.json" not in {path.name for path in (tmp_path / "results").iterdir()}
 
 
 def test_bench_beside_autoregressive_decoding(run, folder):

@@ -36,6 +36,7 @@ def results(folder: Path, name: str) -> dict:
 def test_measure(script, tmp_path):
     measure = script("measure")
     assert measure.peak(64, seconds=0.01) > 0
+    assert {"processor", "cores", "threads", "load", "torch", "memory_gb", "python"} <= measure.machine().keys()
     seconds = measure.interleaved({"one": lambda: None, "two": lambda: None}, repeats=3)
     assert [len(each) for each in seconds.values()] == [3, 3]
     assert measure.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0, "runs": 3}
@@ -49,13 +50,21 @@ def test_training_speed(script, tmp_path, monkeypatch):
     recipe = speed.plan(2, 16)
 
     def here(name: str, *words: str) -> dict:
-        return speed.memory("tiny", words[1], recipe, tmp_path / f"memory-{words[1]}")
+        return speed.memory("tiny", words[1], recipe, tmp_path / f"memory-{words[1]}-{len(list(tmp_path.iterdir()))}")
 
     monkeypatch.setattr(speed, "aside", here)
     monkeypatch.setattr(speed, "peak", lambda: 1e9)
-    speed.main(["--shape", "tiny", "--rows", "2", "--length", "16", "--repeats", "1", "--results", str(tmp_path)])
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    words = ["--shape", "tiny", "--rows", "2", "--length", "16", "--repeats", "1", "--results", str(tmp_path)]
+    speed.main([*words, "--compile"])
+    assert compiled
+    found = results(tmp_path, "training_speed")
+    assert set(found["shapes"][0]["arms"]) == {"unveil", "plain", "unveil, compiled"}
+    speed.main(words)
     found = results(tmp_path, "training_speed")
     one = found["shapes"][0]
+    assert set(one["arms"]) == {"unveil", "plain"}
     assert abs(one["losses"]["unveil"] - one["losses"]["plain"]) < 1e-4
     for arm in ("unveil", "plain"):
         assert {"tokens_per_second", "share_of_peak", "peak_bytes", "seconds"} <= one["arms"][arm].keys()
@@ -114,7 +123,9 @@ def parent(tmp_path) -> list[str]:
     data = str(tmp_path / "stories.txt")
     made = start(Recipe(data=data, vocab=300, width=16, layers=1, heads=2, steps=1, length=32))
     hub.save(made.model, tmp_path / "parent", made.text)
-    return ["--parent", str(tmp_path / "parent"), "--data", data, "--name", "tiny"]
+    (tmp_path / "more, of it.txt").write_text(text[: len(text) // 2])
+    more = ["--data", str(tmp_path / "more, of it.txt")]
+    return ["--parent", str(tmp_path / "parent"), "--data", data, *more, "--name", "tiny"]
 
 
 def test_adaptation(script, tmp_path, monkeypatch, parent):
@@ -151,9 +162,16 @@ def test_adaptation_says_what_is_missing(script, tmp_path, capsys):
         study.main(["--parent", str(tmp_path / "nowhere")])
 
 
+def test_finished_runs_are_found_under_the_key_of_their_plan(script):
+    plan = script("study.arms").Plan
+    assert plan("p", ("d",)).key == "8957f42e8dde"  # as it was when sources were one string
+    assert plan("p", ("a", "b"), ("c",)).key == "68c00db0f370"
+    assert plan("p", ("a,b",), ("c",)).key != plan("p", ("a", "b"), ("c",)).key
+
+
 def test_shards_share_the_jobs(script, tmp_path):
     arms = script("study.arms")
-    every = arms.jobs(list(arms.ARMS), 3, arms.Plan("p", "d"), tmp_path)
+    every = arms.jobs(list(arms.ARMS), 3, arms.Plan("p", ("d",)), tmp_path)
     parts = [arms.shard(every, number, 2) for number in range(2)]
     assert sorted(name for part in parts for name, _, _ in part) == sorted(name for _, name, _, _ in every)
     loads = [sum(arms.ARMS[name].cost for name, _, _ in part) for part in parts]
@@ -175,3 +193,22 @@ def test_perplexity_at_matched_entropy(script):
     assert matched(points, 8, 4.05) == pytest.approx(math.exp(2.0))
     assert matched(points, 8, 4.2) is None
     assert matched(points, 16, 3.5) is None
+
+
+def test_tuning(script, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    tuning = script("tuning")
+    monkeypatch.setattr(tuning, "WORK", tmp_path / "work")
+    source = tmp_path / "gsm8k.jsonl"
+    source.write_text("".join(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n" for i in range(40)))
+    words = "--steps 2 --rows 2 --examples 60 --problems 2 --pair-steps 1 --pair-rows 1 --draws 1 --gsm8k-steps 1"
+    words = [*words.split(), "--gsm8k-rows", "1", "--gsm8k-length", "32", "--source", str(source)]
+    tuning.main([*words, "--results", str(tmp_path)])
+    monkeypatch.setattr(tuning, "tuned", lambda *given: pytest.fail("what is finished is not run again"))
+    tuning.main([*words, "--results", str(tmp_path)])
+    runs = results(tmp_path, "tuning")["runs"]
+    assert list(runs) == ["full", "lora", "preference", "preference-keep", "gsm8k"]
+    assert runs["lora"]["merged_difference"]["float32_share"] < 1e-5
+    assert runs["lora"]["merged_difference"]["float64"] < 1e-5
+    assert runs["lora"]["trained"] < runs["full"]["trained"] / 10
+    assert runs["preference"]["before"]["held_out_margin"] == pytest.approx(0, abs=1e-4)

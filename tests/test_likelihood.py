@@ -18,7 +18,7 @@ from unveil.context import EVERYTHING, Context
 from unveil.denoiser import Denoiser
 from unveil.evaluate.likelihood import score
 from unveil.nn.transformer import Transformer
-from unveil.objectives import Batch
+from unveil.objectives import Batch, block, leader, masked
 
 
 def batch(rows: int = 5, length: int = 13, *, documents: bool = False) -> Batch:
@@ -194,6 +194,35 @@ def test_no_perplexity_of_what_is_neither():
     assert replace(found, bound=False).kind == "neither"
     assert math.isnan(found.noise)
     assert replace(found, nats=1e4).perplexity == math.inf
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("kind", "shifted"), [("leader", True), ("leader", False), ("block", False)])
+def test_reading_the_clean_copy_once_changes_no_number(kind, shifted, documents):
+    given, model = batch(length=14, documents=documents), tiny(kind, 4, shifted=shifted, sharp=6.0)
+    given = replace(given, ids=torch.arange(5))
+    layout = leader if kind == "leader" else block
+    size = 3 if kind == "leader" else 4
+    found = score(model, given, draws=3)
+    with torch.inference_mode():
+        each = []
+        for turn in range(3):
+            options = {"turn": turn, "turns": 3}
+            if kind == "leader":
+                drawn = leader.draw_followers(given, size, "count", **options)
+            else:
+                drawn = masked.hide(given, size, given.targets, "count", **options)
+            each.append(layout.nats(model, given, drawn, size))
+    torch.testing.assert_close(found.totals.float(), torch.stack(each).mean(0), rtol=1e-6, atol=1e-6)
+
+
+def test_a_sliding_window_reads_both_copies_in_one_pass():
+    model = tiny("leader", 4, shifted=True, sharp=6.0)
+    wide = score(model, batch(), draws=2)
+    model.model.s = replace(model.model.s, sliding=40)
+    assert score(model, batch(), draws=2).nats == wide.nats
+    model.model.s = replace(model.model.s, sliding=20)  # narrower than both copies, wider than either
+    assert score(model, batch(), draws=2).nats == pytest.approx(wide.nats, rel=1e-6)
 
 
 def test_layouts_can_be_chosen():

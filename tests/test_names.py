@@ -50,7 +50,7 @@ def test_load_model_keeps_its_signature():
 
     found = inspect.signature(load_model).parameters
     options = {name: p.default for name, p in found.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert options == {"mask_id": None, "dtype": None, "device": "cpu", "raw": False}
+    assert options == {"adapter": None, "mask_id": None, "dtype": None, "device": "cpu", "raw": False}
 
 
 def test_decoders_and_caches_as_objects_or_spec_strings():

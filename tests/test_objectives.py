@@ -343,7 +343,7 @@ def test_options_are_checked():
         spec.build("objectives", "block(size=0)")
     with pytest.raises(ValueError, match="count, bernoulli"):
         spec.build("objectives", "masked(estimator='x')")(network("full"), batch())
-    assert spec.names("objectives") == ["adapt", "autoregressive", "block", "leader", "masked"]
+    assert spec.names("objectives") == ["adapt", "autoregressive", "block", "leader", "masked", "preference"]
     assert "parent" not in spec.options(Leader)
 
 

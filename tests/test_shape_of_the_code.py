@@ -9,7 +9,10 @@ import pytest
 TOP = Path(__file__).parent.parent
 ROOT = TOP / "unveil"
 LAYERS = [
-    {"attention", "canvas", "context", "denoiser", "guidance", "history", "noise", "prediction", "rules", "spec"},
+    {
+        *("attention", "canvas", "choices", "context", "denoiser", "guidance"),
+        *("history", "noise", "prediction", "rules", "spec"),
+    },
     {"nn", "processes"},
     {"caches", "decoders", "guides"},
     {"sample", "flows"},
@@ -18,10 +21,11 @@ LAYERS = [
     {"tasks"},
     {"families"},
     {"folder"},
+    {"adapter"},
     {"hub", "data"},
     {"evaluate"},
     {"train"},
-    {"start"},
+    {"start", "bulk"},
     {"serve", "watch"},
     {"cli"},
     {"__main__"},
@@ -29,7 +33,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LIBRARY = sorted(ROOT.rglob("*.py"))
 EVERYTHING = [*LIBRARY, *sorted((TOP / "tests").rglob("*.py")), *sorted((TOP / "benchmarks").rglob("*.py"))]
-OPTIONAL = {"datasets", "matplotlib", "pyarrow", "tensorboard", "torch.utils.tensorboard"}
+OPTIONAL = {"datasets", "matplotlib", "peft", "pyarrow", "tensorboard", "torch.utils.tensorboard"}
 NAMES = re.compile(
     r"Manager|Factory|Runner|Handler|Helper|Utils?($|[A-Z_])|^_?Base[A-Z]|_?v2$|[Ll]egacy|[Hh]elper|_utils?$"
 )

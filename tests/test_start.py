@@ -1,5 +1,6 @@
 """A recipe becomes a network that its objective can train, from random weights or from a parent."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from unveil import hub
 from unveil.attention import Attention
+from unveil.codecs.train import train_tokenizer
 from unveil.start import start
 from unveil.train import Recipe
 
@@ -51,6 +53,37 @@ def test_the_network_suits_its_objective(place, objective, parent):
     loss.total.backward()
     assert torch.isfinite(loss.mean)
     assert made.corpus.held_out.tokens > 0
+
+
+def test_a_new_tokenizer_reads_nothing_that_is_held_out(tmp_path, monkeypatch):
+    """What is held out is known without a tokenizer, and found again with the one that was trained."""
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    seen: list[str] = []
+
+    def train(texts, vocab):
+        seen[:] = texts
+        return train_tokenizer(seen, vocab)
+
+    monkeypatch.setattr("unveil.start.train_tokenizer", train)
+    documents = [f"{chr(97 + i % 26)}{i} " * (5 + i % 40) for i in range(200)]
+    (tmp_path / "d.json").write_text(json.dumps(documents), encoding="utf-8")
+    source = str(tmp_path / "d.json")
+    made = start(Recipe(data=source, held_out=0.2, **SMALL))
+    away = {made.text.decode(made.corpus.held_out.document(i).tolist()) for i in range(len(made.corpus.held_out))}
+    assert len(away) + len(seen) == len(documents)
+    assert not away & set(seen)
+    hub.save(made.model, tmp_path / "parent", made.text)
+    again = start(Recipe(data=source, held_out=0.2, parent=str(tmp_path / "parent"), objective="masked", **SMALL))
+    assert again.corpus.held_out.tokens == made.corpus.held_out.tokens
+    hub.save(again.model, tmp_path / "child", again.text)
+    assert hub.load_model(tmp_path / "child", raw=True).config["unveil"]["split"] == "characters"
+
+    rows = [json.dumps({"prompt": f"add {i} ", "response": "x" * (i % 30 + 1)}) for i in range(90)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    made = start(Recipe(data=str(tmp_path / "chat.jsonl"), chat=True, held_out=0.2, **SMALL))
+    away = {made.text.decode(prompt) for _, prompt, _ in made.corpus.held_out.conversations}
+    assert len(away) + len(seen) / 2 == 90
+    assert not away & set(seen)
 
 
 def test_a_parent_keeps_its_weights(place):

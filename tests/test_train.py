@@ -199,6 +199,12 @@ def test_a_recipe_is_a_file_under_flags(tmp_path):
     quoted = replace(found, data='a "b" \\ c')
     file.write_text(quoted.toml())
     assert Recipe.read(file) == quoted
+    several = replace(found, data=["a, b.txt", "c/"])
+    file.write_text(several.toml())
+    assert Recipe.read(file).data == ("a, b.txt", "c/")
+    file.write_text('data = "a, b.txt"')
+    assert Recipe.read(file).data == ("a, b.txt",)
+    assert not Recipe.read(file).differences(Recipe(data=["a, b.txt"]))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,8 @@ def test_a_recipe_is_a_file_under_flags(tmp_path):
         ("rows = 1.5", "rows is a whole number, got 1.5"),
         ("compile = 1", "compile is true or false"),
         ("betas = [0.9]", "betas is two numbers"),
+        ("data = []", "data is a string or a list of strings, got "),
+        ("data = ['a', 1]", "data is a string or a list of strings, got "),
         ("rows = 0", "rows = 0 is out of range"),
         ("ema = 1.0", "ema = 1.0 is out of range"),
         ("accumulate = 99", "need as many rows"),

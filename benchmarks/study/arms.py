@@ -65,8 +65,8 @@ class Plan:
     """Everything that decides the numbers of a study besides arm and seed."""
 
     parent: str
-    data: str
-    eval_data: str = ""  # empty: the documents of `data` that are held out
+    data: tuple[str, ...]
+    eval_data: tuple[str, ...] = ()  # none: the documents of `data` that are held out
     steps: int = 300
     rows: int = 32
     length: int = 128
@@ -84,7 +84,9 @@ class Plan:
     @property
     def key(self) -> str:
         """Names the folder of its results: another plan never reads them."""
-        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=6).hexdigest()
+        # One string for all sources, as when they were named by one: finished runs are found under it.
+        sources = {name: joined(getattr(self, name)) for name in ("data", "eval_data")}
+        return blake2b(json.dumps({**asdict(self), **sources}, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def recipe(self, arm: Arm, seed: int) -> Recipe:
         return Recipe(
@@ -104,6 +106,11 @@ class Plan:
         )
 
 
+def joined(sources: Sequence[str]) -> str:
+    """With commas between them; those that are part of a name are marked."""
+    return ",".join(name.replace(",", "\\,") for name in sources)
+
+
 @dataclass(frozen=True)
 class Texts:
     """What models are judged on."""
@@ -115,7 +122,7 @@ class Texts:
 def texts(plan: Plan, made: Start) -> Texts:
     if not plan.eval_data:
         return Texts(made.corpus.held_out, made.corpus.held_out)
-    other = prepare(plan.eval_data.split(","), made.text, held_out=0)
+    other = prepare(plan.eval_data, made.text, held_out=0)
     return Texts(made.corpus.held_out, other.train)
 
 

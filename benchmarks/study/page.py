@@ -153,11 +153,15 @@ def numbers(study: Study, found: Mapping[str, Mapping]) -> dict[str, object]:
     }
     every = [run for each in study.runs.values() for run in each]
     runs = [{key: value for key, value in run.items() if key not in long} for run in every]
-    plan = {  # a path is told from here, not from the root of some machine
-        name: os.path.relpath(value, ROOT) if isinstance(value, str) and value.startswith("/") else value
-        for name, value in asdict(study.plan).items()
-    }
+    plan = {name: told(value) for name, value in asdict(study.plan).items()}
     return {"plan": plan, "real": study.real, "arms": arms, "runs": runs}
+
+
+def told(value: object) -> object:
+    """Part of a plan; a path is told from here, not from the root of some machine."""
+    if isinstance(value, tuple):
+        return [told(each) for each in value]
+    return os.path.relpath(value, ROOT) if isinstance(value, str) and value.startswith("/") else value
 
 
 def figure(study: Study, path: Path) -> None:
