@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
 from toy_http import Toy, refused
 
+from unveil.serve.body import depth_exceeds
 from unveil.serve.journal import Journal
 from unveil.serve.limits import Limits
 
@@ -50,6 +53,46 @@ def test_bodies_that_make_no_sense(toy, body, said):
 
 def test_brackets_in_strings_do_not_nest(toy):
     assert toy.post(prompt="[{" * 50 + '\\"' * 20, max_tokens=2).status_code == 200
+
+
+def depth(value) -> int:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inside is None else 1 + max(map(depth, inside), default=0)
+
+
+def test_depth_is_counted_as_it_is():
+    chance = random.Random(0)
+
+    def made(left: int):
+        if not left or chance.random() < 0.2:
+            return chance.choice([1, '[{"]\\', None, "a\\", '"'])
+        if chance.random() < 0.5:
+            return [made(left - 1) for _ in range(chance.randrange(3))]
+        return {chance.choice('ab[{"\\'): made(left - 1) for _ in range(chance.randrange(3))}
+
+    for _ in range(1000):
+        value = made(8)
+        for most in (1, 2, 3, 5):
+            assert depth_exceeds(json.dumps(value).encode(), most) == (depth(value) > most)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": [' + b"[]," * 300_000 + b"[]]}",
+        b'{"prompt": [' + b"[1]," * 200_000 + b"[1]]}",
+        b'{"messages": [' + b"{}," * 300_000 + b"{}]}",
+        b'{"prompt": "' + b'\\"' * 450_000 + b'"}',
+        b"{" + b",".join(b'"k%d": 1' % i for i in range(70_000)) + b"}",
+        b'{"prompt": "' + b"[[" * 400_000 + b'", "blanks": true}',
+        b'{"prompt": "[[' + b" " * 800_000 + b'", "blanks": true}',
+    ],
+    ids=lambda body: body[:16].decode(),
+)
+def test_bodies_made_to_take_long(toy, body):
+    began = time.process_time()
+    refused(toy.raw(body, "chat/completions" if b"messages" in body[:20] else "completions"), 400)
+    assert time.process_time() - began < 3
 
 
 def test_ten_megabytes(toy):

@@ -74,7 +74,6 @@ class Plan:
     places: list[Place]  # one a row
     prompts: list[int]  # tokens of each prompt
     stops: list[str]
-    tops: int  # likeliest tokens told of a position
 
 
 async def completion(service: Service, asked: schema.Completion) -> Plan:
@@ -314,7 +313,7 @@ async def planned(
         schema=await followed(service, asked, infill),
     )
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-    return Plan(order, places, [each.given for each in shapes], stops, tops)
+    return Plan(order, places, [each.given for each in shapes], stops)
 
 
 def decoder(service: Service, asked: schema.Asked) -> str:
