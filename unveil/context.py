@@ -148,10 +148,7 @@ class Store:
         self.length = max(self.length, window.stop)
         pair = self.kept[layer]
         for buffer, fresh in zip(pair, (k, v), strict=True):
-            if isinstance(window.starts, int):
-                buffer[:, :, window.starts : window.stop] = fresh
-            else:
-                window.put(buffer.transpose(1, 2), fresh.transpose(1, 2))
+            window.put(buffer.transpose(1, 2), fresh.transpose(1, 2))
         return pair[0][:, :, : self.length], pair[1][:, :, : self.length]
 
     def copy(self, other: Store, row: int, rows: int, length: int) -> None:

@@ -104,7 +104,6 @@ def call(network: Transformer, asks: Sequence[Ask]) -> Sequence[Tensor]:
 class Part:
     """One pass as a stretch of a long row: R rows of W positions, one after the other."""
 
-    rows: int
     tokens: Tensor  # (R W,)
     positions: Tensor  # (R W,)
     read: Tensor  # (N,) indices into the stretch
@@ -120,18 +119,16 @@ class Part:
         positions = window.positions(device) if context.positions is None else context.positions.to(device)
         positions = positions if positions.dim() == 2 else positions[None]
         mask, causal = network.look(context, window, positions)
-        rows, tokens = len(ask.tokens), window.take(ask.tokens).reshape(-1)
+        everywhere = positions.expand(len(ask.tokens), -1).reshape(-1)
         assert context.read is not None
-        return cls(rows, tokens, positions.expand(rows, -1).reshape(-1), context.read, context, window, mask, causal)
+        return cls(window.take(ask.tokens).reshape(-1), everywhere, context.read, context, window, mask, causal)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """(1, H, R W, D) queries, (1, G, R W, D) keys and values to (1, H, R W, D), each row by itself."""
-        if self.rows > 1:
-            q, k, v = (x[0].unflatten(1, (self.rows, -1)).transpose(0, 1) for x in (q, k, v))
+        """(R W, H, D) queries, (R W, G, D) keys and values to (R W, H, D), each row by itself."""
+        q, k, v = (x.view(-1, self.window.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         if self.context.store is not None:
             k, v = self.context.store.merge(layer, k, v, self.window)
-        y = self.context.attend(q, k, v, self.mask, self.causal, layer)
-        return y if self.rows == 1 else y.transpose(0, 1).flatten(1, 2)[None]
+        return self.context.attend(q, k, v, self.mask, self.causal, layer).transpose(1, 2).flatten(0, 1)
 
 
 class Apart:
@@ -141,8 +138,9 @@ class Apart:
         self.parts, self.sizes = parts, [len(part.tokens) for part in parts]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
-        stretches = (x.split(self.sizes, 2) for x in (q, k, v))
-        return torch.cat([part.attend(*x, layer) for part, *x in zip(self.parts, *stretches, strict=True)], 2)
+        stretches = (x[0].transpose(0, 1).split(self.sizes) for x in (q, k, v))
+        found = [part.attend(*x, layer) for part, *x in zip(self.parts, *stretches, strict=True)]
+        return torch.cat(found)[None].transpose(1, 2)
 
 
 def taking_part(ask: Ask) -> Ask:

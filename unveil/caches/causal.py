@@ -63,20 +63,8 @@ class Causal(Cache):
         first = canvas.step == 0
         window = self.redone(canvas) if first else canvas.block
         lasting = ((canvas.tokens == canvas.mask_id) & ~canvas.given).any(1) if first else None
-        rule = None if not first and self.alone(canvas) else canvas.rule
-        context = Context(window, rule, store=self.store, exact=True, lasting=lasting)
+        context = Context(window, canvas.rule, store=self.store, exact=True, lasting=lasting)
         return self.narrowed(canvas, context, window) if self.sub else context
-
-    def alone(self, canvas: Canvas) -> bool:
-        """Is nothing there but what is finished and one block that sees all of itself? Then no rule is written out."""
-        block = canvas.block
-        whole = canvas.look.leads or block.width <= (canvas.look.block or 0)
-        return (
-            whole
-            and not self.sub
-            and isinstance(block.starts, int)
-            and self.store.length <= block.stop <= int(canvas.lengths.min())
-        )
 
     def redone(self, canvas: Canvas) -> Window:
         """What the first pass of a block recomputes: whatever is not kept for good, and the block or its leader."""
