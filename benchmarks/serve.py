@@ -65,7 +65,7 @@ class Offline:
 
     def run(self) -> None:
         block = self.work.block or self.model.attention.block
-        cache = "causal" if self.model.attention.exact else "recompute"
+        cache = self.model.attention.cache
         options = {"cache": cache, "block": block, "steps": self.work.steps, "seed": [self.seed] * len(self.prompts)}
         self.tokens = generate(self.model, self.prompts, self.work.length, self.work.decoder, **options)
 

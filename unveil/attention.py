@@ -35,6 +35,11 @@ class Attention:
         return self.kind != "full"
 
     @property
+    def cache(self) -> str:
+        """The cache to decode with where none is chosen: the fastest that changes nothing."""
+        return "causal" if self.exact else "recompute"
+
+    @property
     def leads(self) -> bool:
         """Is the first token of a block predicted by the causal pass over what is committed?"""
         return self.kind in ("leader", "causal")

@@ -128,7 +128,7 @@ class Answering:
         self.model, self.text, self.job = writer(model.eval()), text, job
         look = self.model.attention
         self.block = look.block if job.block is None else job.block
-        self.cache = job.cache or ("causal" if look.exact else "recompute")
+        self.cache = job.cache or look.cache
         next(self.run(self.canvas([0], 0)))  # what the library will not decode is refused before a shard is begun
 
     def write(self, shard: Shard, out: Path) -> tuple[int, int]:

@@ -120,7 +120,7 @@ def sampling(
             if each < 1:
                 continue
             canvas = Canvas.answering(start, plan.length - 1, model.mask_id, torch.arange(plan.samples) + seed)
-            cache = "causal" if model.attention.exact else "recompute"
+            cache = model.attention.cache
             look = model.attention
             decoder = f"random(temperature={temperature})"
             deque(denoise(model, canvas, decoder, cache=cache, block=look.block, steps=each), maxlen=0)

@@ -177,7 +177,7 @@ def subjects(model: str, task: str, count: int, seed: int, device: str) -> tuple
 def usual(subject: Subject, cache: str | None, block: int | None) -> tuple[str, int | None]:
     """What the model is decoded with unless something else was asked for."""
     look = subject.model.attention
-    return cache or ("causal" if look.exact else "recompute"), look.block if block is None else block
+    return cache or look.cache, look.block if block is None else block
 
 
 def answer(subject: Subject) -> str:

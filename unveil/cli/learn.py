@@ -246,5 +246,5 @@ def sample(model: Denoiser, made: Start) -> str:
 
     empty = torch.zeros(1, 0, dtype=torch.long, device=next(model.parameters()).device)
     look = model.attention
-    cache = "causal" if look.exact else "recompute"
+    cache = look.cache
     return made.text.decode(generate(model, empty, 64, "confidence", cache=cache, block=look.block, seed=0)[0])

@@ -245,7 +245,7 @@ def run(
     from ..watch.terminal import play
 
     look = canvas.attention or network.attention
-    cache = cache or ("causal" if look.exact else "recompute")
+    cache = cache or look.cache
     block = look.block if block is None else block
     chosen = {"cache": cache, "block": block, "steps": steps, "guide": guide}
     blanks_in_all, began = int((~canvas.given).sum()), time.perf_counter()

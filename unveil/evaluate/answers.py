@@ -58,7 +58,7 @@ class Exam:
         """The share of right answers, with its 95 % interval; `rows` problems are decoded side by side."""
         subject = Subject(model, self.text, self.task)
         look = model.attention
-        setting = Setting(decoder, "causal" if look.exact else "recompute", block=look.block)
+        setting = Setting(decoder, look.cache, block=look.block)
         scores: list[float] = []
         for first in range(0, len(self.problems), rows):
             some = self.problems[first : first + rows]

@@ -165,7 +165,7 @@ def arms(
     filling = bool(examples[0].tail)
     look = subject.look(filling)
     block = look.block if block is None else block
-    vanilla = Setting("confidence", "causal" if look.exact else "recompute", guide, block)
+    vanilla = Setting("confidence", look.cache, guide, block)
     if reason := subject.refusal(problem, vanilla):
         raise ValueError(reason)
     found = [Arm(vanilla, subject, "vanilla")]

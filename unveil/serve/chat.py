@@ -7,29 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from . import plan, schema
 from .answer import Answer, Delta, Token
-from .pending import Pending, finished
+from .pending import Pending
 from .plan import Service
-from .stream import EventStream, denoised, in_order
+from .stream import answered
 
 
 async def converse(service: Service, request: Request, asked: schema.Chat) -> Response:
     """Answer one request."""
     began = time.perf_counter()
     pending = Pending(service, await plan.chat(service, asked), began)
-    if asked.stream:
-        await pending.begin(request)
-        if asked.stream_mode == "denoise":
-            return EventStream(pending, denoised(pending))
-        usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-        return EventStream(pending, in_order(pending, Pieces(pending, asked), usage))
-    await finished(pending, request)
-    replies = Pieces(pending, asked)
-    head = {**replies.head, "object": "chat.completion"}
-    return JSONResponse({**head, "choices": replies.choices(), "usage": pending.usage})
+    return await answered(pending, request, asked, Pieces(pending, asked), "chat.completion")
 
 
 class Pieces:

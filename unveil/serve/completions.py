@@ -7,29 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from ..codecs.spelling import Spelling
 from . import plan, schema
 from .answer import Answer, Delta, Token
-from .pending import Pending, finished
+from .pending import Pending
 from .plan import Service
-from .stream import EventStream, denoised, in_order
+from .stream import answered
 
 
 async def complete(service: Service, request: Request, asked: schema.Completion) -> Response:
     """Answer one request."""
     began = time.perf_counter()
     pending = Pending(service, await plan.completion(service, asked), began)
-    if asked.stream:
-        await pending.begin(request)
-        if asked.stream_mode == "denoise":
-            return EventStream(pending, denoised(pending))
-        usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-        return EventStream(pending, in_order(pending, Chunks(pending, asked), usage))
-    await finished(pending, request)
-    chunks = Chunks(pending, asked)
-    return JSONResponse({**chunks.head, "choices": chunks.choices(), "usage": pending.usage})
+    return await answered(pending, request, asked, Chunks(pending, asked), "text_completion")
 
 
 class Chunks:

@@ -56,7 +56,7 @@ class Orders:
         attention = FULL if order.full else self.model.attention
         options = Options(
             decoder=order.decoder,
-            cache=order.cache or ("causal" if attention.exact else "recompute"),
+            cache=order.cache or attention.cache,
             block=attention.block if order.block is None else order.block,
             steps=order.steps,
             guide=order.guide,

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
 
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ..codecs.spelling import Spelling
+from . import schema
 from .answer import Answer, Delta, Place
 from .errors import Gone, Problem
 from .messages import Step, Write
-from .pending import Pending, watched
+from .pending import Pending, finished, watched
 
 MANY = 2_000  # tokens that are spelled at once; more of them in a thread
-Chunk = Callable[[int, Answer, Delta], Mapping[str, Any] | None]
+
+
+class Telling(Protocol):
+    """How answers are told: piece by piece as they become certain, and as a whole."""
+
+    head: dict[str, Any]  # of every piece
+
+    def __call__(self, index: int, answer: Answer, delta: Delta) -> Mapping[str, Any]: ...
+
+    def choices(self) -> list[Mapping[str, Any]]: ...
+
+
+async def answered(
+    pending: Pending, request: Request, asked: schema.Completion | schema.Chat, telling: Telling, whole: str
+) -> Response:
+    """The response to one request, streamed or at its end; `whole` is what the object of a whole answer is called."""
+    if not asked.stream:
+        await finished(pending, request)
+        head = {**telling.head, "object": whole}
+        return JSONResponse({**head, "choices": telling.choices(), "usage": pending.usage})
+    await pending.begin(request)
+    if asked.stream_mode == "denoise":
+        return EventStream(pending, denoised(pending))
+    usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+    return EventStream(pending, in_order(pending, telling, usage))
 
 
 class EventStream(Response):
@@ -58,15 +84,13 @@ def event(chunk: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def in_order(pending: Pending, chunk: Chunk, usage: bool) -> AsyncIterator[Mapping[str, Any]]:
-    """Final text, `chunk` by chunk; at the end what it took, if that was asked for."""
+async def in_order(pending: Pending, telling: Telling, usage: bool) -> AsyncIterator[Mapping[str, Any]]:
+    """Final text, piece by piece; at the end what it took, if that was asked for."""
     head: Mapping[str, Any] = {}
     async for step, delta in pending.events():
         if delta.text or delta.tokens or delta.finish:
-            found = chunk(step.row, pending.answers[step.row], delta)
-            if found is not None:
-                head = found
-                yield found if not usage else {**found, "usage": None}
+            head = telling(step.row, pending.answers[step.row], delta)
+            yield {**head, "usage": None} if usage else head
     if usage:
         yield {**head, "choices": [], "usage": pending.usage}
 
