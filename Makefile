@@ -11,7 +11,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,tune,plot,serve,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,tune,plot,serve,eval,ray,dev]"
 	touch $@
 
 demo: $(STAMP)
