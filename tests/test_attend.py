@@ -9,6 +9,7 @@ from models import prompts, tiny
 from unveil import rules
 from unveil.context import Context
 from unveil.nn.attend import Flex
+from unveil.nn.strips import Strips, planned
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,37 @@ def test_flex_equals_dense(rule):
         plain = model(tokens, Context(rule=rule))
         found = model(tokens, Context(rule=rule, attend=Flex(compiled=False)))
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        None,
+        rules.causal,
+        rules.not_later(4),
+        rules.teacher_forcing(6, 3, token_causal=True),
+        rules.documents(torch.arange(12) // torch.tensor([[3], [4], [5]])),
+    ],
+    ids=["full", "causal", "blocks", "two copies", "documents"],
+)
+@pytest.mark.parametrize("size", [1, 4, 5, 64])
+def test_strips_equal_dense_and_so_do_their_gradients(rule, size):
+    model, tokens = tiny(sharp=2), prompts(3, 12)
+    found = {}
+    for name, options in (("dense", {}), ("strips", {"attend": Strips(size)})):
+        model.zero_grad()
+        logits = model(tokens, Context(rule=rule, **options))
+        logits.square().mean().backward()
+        found[name] = [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+    for mine, theirs in zip(found["strips"], found["dense"], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_strips_leave_out_what_nobody_may_see():
+    mask = rules.teacher_forcing(128, 4, token_causal=True)(
+        torch.arange(256)[None, :, None], torch.arange(256)[None, None]
+    )
+    plan = planned(mask[:, None], 64)
+    assert [strip.keys for strip in plan] == [(0, 2), (1, 2, 3), (2,), (2, 3)]
+    assert planned(torch.ones(1, 1, 4, 8, dtype=torch.bool), 4) == [((0, 1), None)]
+    assert [strip.bias is None for strip in plan] == [False] * 4
