@@ -43,7 +43,8 @@ def network(seed: int = 0) -> Transformer:
 
 
 def recipe(**fields) -> Recipe:
-    return Recipe(**{"steps": 20, "rows": 4, "length": 8, "lr": 1e-2, "save_every": 5, **fields})
+    usual = {"steps": 20, "rows": 4, "length": 8, "lr": 1e-2, "save_every": 5, "dtype": "float32"}
+    return Recipe(**usual | fields)
 
 
 def run(out: Path, model: Transformer | None = None, data: Counting | None = None, **options) -> Result:

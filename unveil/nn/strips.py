@@ -8,7 +8,6 @@ Shapes: B rows, H heads, G key-value heads, W queries, K keys, D head size, S qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -48,14 +47,17 @@ def weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     return (wide if bias is None else wide.add_(bias.to(wide.dtype))).softmax(-1).to(q.dtype)
 
 
-@dataclass
 class Strips:
-    """An `Attend`. One object serves any number of passes and plans each mask once for all layers."""
+    """An `Attend`. One object serves any number of passes and plans each mask once for all layers.
 
-    size: int = 64  # positions of a strip
-    mask: Tensor | None = field(default=None, init=False, repr=False)  # of the latest pass
-    asked: tuple[int, int, bool] | None = field(default=None, init=False, repr=False)
-    plan: list[Strip] = field(default_factory=list, init=False, repr=False)
+    No dataclass: FSDP takes those that a module is given apart.
+    """
+
+    def __init__(self, size: int = 64):
+        self.size = size  # positions of a strip
+        self.mask: Tensor | None = None  # of the latest pass
+        self.asked: tuple[int, int, bool] | None = None
+        self.plan: list[Strip] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
         asked = q.shape[2], k.shape[2], causal
