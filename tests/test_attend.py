@@ -54,7 +54,20 @@ def test_strips_leave_out_what_nobody_may_see():
     mask = rules.teacher_forcing(128, 4, token_causal=True)(
         torch.arange(256)[None, :, None], torch.arange(256)[None, None]
     )
-    plan = planned(mask[:, None], 64)
-    assert [strip.keys for strip in plan] == [(0, 2), (1, 2, 3), (2,), (2, 3)]
-    assert planned(torch.ones(1, 1, 4, 8, dtype=torch.bool), 4) == [((0, 1), None)]
-    assert [strip.bias is None for strip in plan] == [False] * 4
+    plan = list(planned(mask[:, None], 64))
+    keys = [[(each.start, each.stop) for each in strip.keys] for strip in plan]
+    assert keys == [[(0, 64), (128, 192)], [(64, 256)], [(128, 192)], [(128, 256)]]
+    assert all(strip.bias is not None for strip in plan)
+    (whole,) = planned(torch.ones(1, 1, 4, 8, dtype=torch.bool), 4)
+    assert whole == (slice(0, 4), (slice(0, 8),), None)
+
+
+def test_strips_under_autocast_are_near_full_precision():
+    model, tokens = tiny(sharp=2), prompts(3, 12)
+    exact = model(tokens, Context(rule=rules.causal))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens, Context(rule=rules.causal, attend=Strips(4)))
+    found.float().square().mean().backward()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.1, rtol=0.05)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
