@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .places import model_place
-from .say import Json, clean, result
+from .say import Json, clean, progress, result
 
 if TYPE_CHECKING:
     from ..evaluate.advice import Advice
@@ -92,7 +92,8 @@ def bench(
     ways, skipped = arms(subject, sets[0], given[0], given[1], **options)
     counts = {"batch": batch, "timed": timed, "runs": runs}
     try:
-        measured = measure(ways, sets, **counts, report=progress(len(ways)), kept=kept)
+        print(f"measuring {len(ways)} ways to decode", file=sys.stderr)
+        measured = measure(ways, sets, **counts, report=progress(5), kept=kept)
     except KeyboardInterrupt:
         rest = f"what is measured is in {place}; the same command goes on" if place else "nothing is kept without --out"
         print(f"stopped: {rest}", file=sys.stderr)
@@ -134,21 +135,6 @@ def vacant(out: str, overwrite: bool) -> Path:
         if not (place / FILE).is_file():
             raise ValueError(f"{out} holds something that no bench left there: it will not be overwritten")
     return place
-
-
-def progress(ways: int) -> Callable[[int, int, str], None]:
-    """Tells on standard error how far it has come, every five percent."""
-    said = -1
-    print(f"measuring {ways} ways to decode", file=sys.stderr)
-
-    def tell(done: int, total: int, name: str) -> None:
-        nonlocal said
-        share = 20 * done // total
-        if share > said:
-            said = share
-            print(f"{5 * share:3d} %  {name}", file=sys.stderr)
-
-    return tell
 
 
 def write(place: Path, found: Bench, told: Advice, facts: dict, about: dict) -> list[str]:
