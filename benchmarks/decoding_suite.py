@@ -92,6 +92,7 @@ def run(name: str, job: Job, given: argparse.Namespace, more: str) -> None:
     words += ["--block", str(job.block), "--decoders", job.decoders + more, "--caches", job.caches]
     words += ["--count", str(given.count), "--seeds", str(given.seeds), "--timed", str(given.timed)]
     words += ["--runs", str(given.runs), "--out", str(given.work / name), "--overwrite"]
+    words += ["--dtype", given.dtype] if given.dtype else []
     words += ["--guide", job.guide] if job.guide else []
     words += ["--ar", given.ar] if job.model == "full" and given.ar else []
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
@@ -112,7 +113,8 @@ def table(report: Report, name: str, found: dict) -> None:
             + (f"{one['over_vanilla']:.2f}x",)
         )
     job = JOBS[name]
-    title = f"{job.about}: {found['problems']}, blocks of {job.block}, temperature 0, {found['threads']} thread(s)"
+    computed = f"{found['threads']} thread(s), {found.get('dtype', 'float32')}"
+    title = f"{job.about}: {found['problems']}, blocks of {job.block}, temperature 0, {computed}"
     report.table(title, COLUMNS, rows)
     report.pages.append(f"Advice of the command: *{found['advice']}*\n")
 
@@ -129,6 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--timed", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dtype", help="what is computed in; default: float32")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--name", default="decoding", help="of the two files of results")

@@ -1,14 +1,15 @@
 """`unveil sft` as a user types it: instructions, adapters, preferences, what is measured meanwhile, and mistakes."""
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from commands import command
 from rich.console import Console
 
-from unveil import cli, hub
+from unveil import hub
 from unveil.attention import Attention
 from unveil.evaluate.answers import Exam
 from unveil.nn.grow import bare
@@ -42,14 +43,7 @@ def place(tmp_path_factory):
 def run(monkeypatch, capsys, place):
     monkeypatch.chdir(place)
 
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unveil", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as found:
-            cli.main()
-        return found.value.code or 0, *capsys.readouterr()
-
-    return command
+    return partial(command, monkeypatch, capsys)
 
 
 def last(out: str) -> dict:

@@ -57,6 +57,7 @@ def bench(
     out: Out = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what an earlier bench left in --out.")] = False,
     device: Device = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; default: float32 on a CPU.")] = None,
     json: Json = False,
 ) -> None:
     """Quality, forwards, speed and memory of decoders and caches on a task, beside plain ways, and which to use."""
@@ -77,15 +78,15 @@ def bench(
     place = None if out is None else vacant(out, overwrite)
     loaded = {name: files(locate(model_place(name))) for name in (model, ar) if name}
     asked_for = {"model": model, "task": task, "count": count, "seeds": seeds, "guide": guide, "block": block}
-    asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device}
+    asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device, "dtype": dtype}
     asked_for |= {"version": __version__, "checkpoints": loaded}
     kept = Unfinished(place and place / KEPT, asked_for)
     if resumed := kept.resume(discard=overwrite):
         print(f"going on with {resumed} ways to decode that an earlier run began", file=sys.stderr)
-    network, text = hub.load(model_place(model), device=device)
+    network, text = hub.load(model_place(model), device=device, dtype=dtype)
     subject, parent = Subject(network.eval(), text, asked), None
     if ar is not None:
-        follower, own = hub.load(model_place(ar), device=device)
+        follower, own = hub.load(model_place(ar), device=device, dtype=dtype)
         parent = Subject(token_by_token(follower, own).to(device).eval(), own, asked)
     given = [chosen[kind] or spec.names(kind) for kind in chosen]
     options = {"guide": guide, "block": block, "steps": steps, "parent": parent}
@@ -102,7 +103,8 @@ def bench(
     told = advice(found)
     facts = {"model": model, "task": task, "problems": f"{seeds} draws of {count}", "different problems": found.sample}
     facts |= {"guide": guide, "block": found.vanilla.arm.setting.block, "steps": steps, "autoregressive model": ar}
-    facts |= {"batch": batch, "timed problems": min(timed, count), "runs": runs, "device": device, **machine()}
+    facts |= {"batch": batch, "timed problems": min(timed, count), "runs": runs, "device": device}
+    facts |= {"dtype": str(next(network.parameters()).dtype).removeprefix("torch."), **machine()}
     about = {"advice": told.sentence, "best": told.best and told.best.name, **facts, **plain(found)}
     if place is not None:
         left = write(place, found, told, facts, about)
