@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -17,7 +18,6 @@ from .codecs.text import Text
 from .denoiser import Denoiser
 from .sample import Passes, prepare, writer
 from .together import together
-from .whole import put
 
 ABOUT = "job.json"
 POISON = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)  # what a row can do to its own answer
@@ -105,6 +105,16 @@ def missing(out: Path, rows: Iterable[Row], size: int) -> Iterator[Shard]:
             return
         if not (out / shard.answers).is_file():
             yield shard
+
+
+def put(path: Path, content: str) -> None:
+    """A file that is whole or not there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(content, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def lines(rows: Iterable[Row]) -> str:
