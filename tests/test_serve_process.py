@@ -90,8 +90,26 @@ class Server:
         try:
             return self.process.wait(PATIENCE)
         finally:
-            self.process.kill()
-            self.process.stdout.close()
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def started():
+    """Starts servers, none of which outlives a test that fails."""
+    servers: list[Server] = []
+
+    def start(*given, **environment: str) -> Server:
+        servers.append(Server(*given, **environment))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.kill()
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +192,8 @@ def test_the_death_of_the_engine_mid_stream(server):
     fine(server)
 
 
-def test_three_deaths_end_the_server(tmp_path):
-    server = Server(scripted.command(tmp_path, str(tmp_path / "log"), "fragile", call="serve"), tmp_path / "errors")
+def test_three_deaths_end_the_server(started, tmp_path):
+    server = started(scripted.command(tmp_path, str(tmp_path / "log"), "fragile", call="serve"), tmp_path / "errors")
     with server.asking(2000) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -206,10 +224,10 @@ def place(tmp_path_factory):
     return place
 
 
-def test_a_server_from_its_start_through_a_death_to_its_drain(place):
+def test_a_server_from_its_start_through_a_death_to_its_drain(started, place):
     command = [sys.executable, "-m", "unveil", "serve", str(place / "scripted"), "--port", "0", "--json"]
     options = ["--threads", "1", "--memory", "64MB", "--api-keys", str(place / "keys"), "--log", str(place / "log")]
-    server = Server([*command, *options], place / "errors", OMP_NUM_THREADS="1")
+    server = started([*command, *options], place / "errors", OMP_NUM_THREADS="1")
     assert httpx.post(f"{server.url}/v1/completions", json={}).status_code == 401
     fine(server)
     with server.asking(1800) as answer:
