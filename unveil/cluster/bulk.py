@@ -63,9 +63,6 @@ class Piece(NamedTuple):
     place: int  # of the row in its shard; -1 for a whole shard
     rows: bytes
 
-    def item(self) -> dict[str, Any]:
-        return self._asdict()
-
 
 class Answered(NamedTuple):
     """A piece on its way back."""
@@ -159,24 +156,28 @@ def spread(
             report(done, failed)
 
     for found in work.on(Piece(shard.number, -1, bulk.encode(shard.rows)) for shard in left(job, rows, out)):
-        if not found.ended:
-            written(found.number, found.answers, found.errors)
-        else:
+        if found.ended:
             fatal.add(found.number)
-    groups = {shard.number: shard.rows for shard in left(job, rows, out) if shard.number in fatal}
-    alone = (Piece(n, place, bulk.encode([row])) for n, group in groups.items() for place, row in enumerate(group))
-    back: dict[int, dict[int, Answered]] = {number: {} for number in groups}
-    for found in work.on(alone):
-        row = groups[found.number][found.place]
+        else:
+            written(found.number, found.answers, found.errors)
+    if fatal:
+        for shard in singly(work, [each for each in left(job, rows, out) if each.number in fatal]):
+            written(*shard)
+    return done, failed
+
+
+def singly(work: Work, shards: Sequence[bulk.Shard]) -> Iterator[tuple[int, bytes, bytes]]:
+    """Number, answers and errors of shards that no actor survived, their rows answered alone."""
+    rows = {(shard.number, place): row for shard in shards for place, row in enumerate(shard.rows)}
+    sizes, back = {shard.number: len(shard.rows) for shard in shards}, {shard.number: {} for shard in shards}
+    for found in work.on(Piece(*key, bulk.encode([row])) for key, row in rows.items()):
         if found.ended:
             lost = RuntimeError(f"the process that answers this row ended, {found.ended} times")
-            found = found._replace(errors=bulk.encode([bulk.reason(row, lost)]))
+            found = found._replace(errors=bulk.encode([bulk.reason(rows[found.number, found.place], lost)]))
         back[found.number][found.place] = found
-        if len(back[found.number]) == len(groups[found.number]):
+        if len(back[found.number]) == sizes[found.number]:
             whole = [each for _, each in sorted(back.pop(found.number).items())]
-            answers, errors = (b"".join(getattr(each, name) for each in whole) for name in ("answers", "errors"))
-            written(found.number, answers, errors)
-    return done, failed
+            yield found.number, b"".join(each.answers for each in whole), b"".join(each.errors for each in whole)
 
 
 def left(job: Job, rows: Callable[[], Iterable[Row]], out: Path) -> Iterator[bulk.Shard]:
@@ -193,12 +194,20 @@ class Work:
     pool: Pool
 
     def on(self, pieces: Iterable[Piece]) -> Iterator[Answered]:
-        """Each piece, as it comes back."""
-        items = [piece.item() for piece in pieces]
-        if not items:
+        """Each piece, as it comes back. ValueError where the actors cannot answer any."""
+        for found in self.through(list(pieces)):
+            if found.refused:
+                raise ValueError(found.refused)
+            yield found
+
+    def through(self, pieces: Sequence[Piece]) -> Iterator[Answered]:
+        """The same pieces, through Ray Data. One block is one piece, so no more than that is lost with an actor."""
+        if not pieces:
             return
         settings()
-        threads, attempts = max(int(self.pool.cpus), 1), ray.remote(Attempts).options(num_cpus=0).remote()
+        threads = max(int(self.pool.cpus), 1)
+        attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        items = [piece._asdict() for piece in pieces]
         answered = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Engine,
             fn_constructor_args=(self.job, self.model, self.device, threads, attempts),
@@ -208,13 +217,9 @@ class Work:
             num_cpus=self.pool.cpus,
             num_gpus=self.pool.gpus,
         )
-        del items
         try:
             for batch in answered.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                for found in unpacked(Answered, batch):
-                    if found.refused:
-                        raise ValueError(found.refused)
-                    yield found
+                yield from unpacked(Answered, batch)
         except RayError as error:
             reason = str(error).strip().split("\n")[-1]
             raise ConnectionError(f"Ray gave the job up ({reason}); what is written stays, run it again") from error
