@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,103 +17,37 @@ from unveil import bulk, cli, hub
 
 cluster = pytest.importorskip("unveil.cluster.bulk", reason="Ray is not installed")
 
-ROWS = 120
-WORDS = ["--length", "24", "--block", "4", "--shard", "4", "--decoder", "confidence(temperature=1.0)"]
-PATIENCE = 120  # seconds, for machines that are busy with other things
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A tiny model and a file of rows, two of them bad."""
+    """A tiny model and a file of rows."""
     folder = tmp_path_factory.mktemp("map")
     toy.checkpoint(folder / "model")
-    rows: list[dict] = [{"id": i, "prompt": toy.LETTERS[i % 7 : i % 7 + 3], "weight": i / 3} for i in range(ROWS)]
-    rows[5] = {"id": 5, "question": "what?"}
-    rows[50] = {"id": 50, "prompt": "half a letter: \ud800"}
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     return folder
 
 
 def command(place: Path, out: Path, *words: str) -> list[str]:
-    source = ["--in", str(place / "rows.jsonl"), "--out", str(out)]
-    return [sys.executable, "-m", "unveil", "map", str(place / "model"), *source, *WORDS, *words]
-
-
-@pytest.fixture
-def around() -> Iterator[dict[str, str]]:
-    """Workers of full priority, which finish among other tests, and a folder that the killed cannot clear away."""
-    path = os.pathsep.join(sys.path)
-    with tempfile.TemporaryDirectory(prefix="map") as folder:  # near the root: names of sockets are short
-        more = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "TMPDIR": folder}
-        yield {**{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}, **more}
-
-
-def descendants(process: int) -> dict[int, str]:
-    """What runs below a process, with its title."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, title = (folder / "stat").read_text(), (folder / "cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        titles[int(folder.name)] = title.replace(b"\0", b" ").decode(errors="replace")
-    found = {process}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return {each: titles[each] for each in found - {process}}
-
-
-def until(met, what: str):
-    """What `met` returns once that is something."""
-    last = time.monotonic() + PATIENCE
-    while not (found := met()):
-        assert time.monotonic() < last, f"no {what} within {PATIENCE} s"
-        time.sleep(0.01)
-    return found
-
-
-def alive(process: int) -> bool:
-    """Zombies, which nobody here can bury, do not count."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def parts(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    return ["unveil", "map", str(place / "model"), "--in", str(place / "rows.jsonl"), "--out", str(out), *words]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the actors under /proc")
-def test_an_actor_and_then_the_driver_are_killed(place, tmp_path, around):
-    """Every id is there once, the files are those of one process, and nothing stays behind."""
-    out, expected = tmp_path / "ray", tmp_path / "local"
-    subprocess.run(command(place, expected, "--local"), env=around, check=True, capture_output=True)
-    with subprocess.Popen(
-        command(place, out, "--actors", "2"), env=around, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as driver:
-        until(lambda: len(list(out.glob("part-*"))) > 1, "shards")
-        below = descendants(driver.pid)
-        engines = [process for process, title in below.items() if "MapWorker" in title and "Engine" in title]
-        os.kill(engines[0], signal.SIGKILL)
-        seen = len(list(out.glob("part-*")))
-        until(lambda: len(list(out.glob("part-*"))) > seen + 2, "shards after an actor was killed")
-        below |= descendants(driver.pid)
-        driver.kill()
-    until(lambda: not any(map(alive, below)), "end of what the driver started")
-    written = len(list(out.glob("part-*")))
-    assert written < ROWS / 4, "it was killed in the middle"
-
-    again = subprocess.run(command(place, out, "--json"), env=around, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    told = json.loads(again.stdout.splitlines()[-1])
-    assert (told["rows"], told["errors"], told["shards"]) == (ROWS - 2, 2, ROWS / 4)
-    assert told["answered"] + told["failed"] == ROWS - 4 * written
-    assert parts(out) == parts(expected)
-    lines = [line for name, content in parts(out).items() if name != bulk.ABOUT for line in bulk.decode(content)]
-    assert Counter(line["id"] for line in lines) == Counter(range(ROWS))
-    assert {line["id"] for line in lines if "error" in line} == {5, 50}
+def test_an_actor_and_then_the_driver_are_killed(tmp_path, monkeypatch):
+    """The benchmark's study on few rows: nothing is lost, twice there or left behind, and files are byte for byte."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    study = importlib.import_module("map")
+    words = ["--rows", "120", "--bad", "2", "--length", "24", "--shard", "4", "--patience", "200"]
+    study.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "map.json").read_text())
+    assert (found["every_id_once"], found["equal"]) == (True, True)
+    assert found["killed"]["actors"] > 0
+    assert 7 < found["killed"]["shards"] < 30, "it was killed in the middle"
+    assert (found["again"]["rows"], found["again"]["errors"], found["again"]["shards"]) == (118, 2, 30)
+    assert found["again"]["answered"] + found["again"]["failed"] == 120 - 4 * found["killed"]["shards"]
+    out = tmp_path / "work" / "ray"
+    lines = [row for path in out.glob("*-*.jsonl") for row in bulk.decode(path.read_bytes())]
+    assert sorted(row["id"] for row in lines) == list(range(120))
+    assert {row["id"] for row in lines if "error" in row} == {0, 60}
 
 
 # What follows starts no Ray.
@@ -209,7 +138,7 @@ def test_a_mistake_is_one_sentence(place, tmp_path, monkeypatch, capsys, words):
 
 def wrong(place: Path, out: Path, monkeypatch, capsys, *words: str) -> tuple[object, str]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(sys, "argv", ["unveil", *command(place, out, *words)[3:]])
+    monkeypatch.setattr(sys, "argv", command(place, out, *words))
     with pytest.raises(SystemExit) as found:
         cli.main()
     return found.value.code, capsys.readouterr().err
@@ -217,11 +146,10 @@ def wrong(place: Path, out: Path, monkeypatch, capsys, *words: str) -> tuple[obj
 
 def test_a_folder_of_another_job_is_refused_before_ray_is_started(place, tmp_path, monkeypatch, capsys):
     bulk.claim(tmp_path / "out", job(place))
-    before = parts(tmp_path / "out")
     code, error = wrong(place, tmp_path / "out", monkeypatch, capsys)
     assert code == 2
     assert "holds the shards of another job; it differs in source" in error
-    assert parts(tmp_path / "out") == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [bulk.ABOUT]
     (tmp_path / "diary").mkdir()
     (tmp_path / "diary" / "monday.txt").touch()
     code, error = wrong(place, tmp_path / "diary", monkeypatch, capsys)
