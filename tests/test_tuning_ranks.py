@@ -46,7 +46,7 @@ def close(history: list[dict], expected: list[dict]) -> None:
     for mine, theirs in zip(history, expected, strict=True):
         for name in theirs.keys() - {"parts"}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), (name, mine["step"])
-        assert mine.get("parts") == pytest.approx(theirs.get("parts"), rel=1e-5, abs=1e-5)
+        assert mine.get("parts", {}) == pytest.approx(theirs.get("parts", {}), rel=1e-5, abs=1e-5)
 
 
 KINDS = {
