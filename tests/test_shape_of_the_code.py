@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluate"},
     {"train"},
     {"start", "bulk"},
+    {"cluster"},
     {"serve", "watch"},
     {"cli"},
     {"__main__"},
