@@ -10,8 +10,8 @@ TOP = Path(__file__).parent.parent
 ROOT = TOP / "unveil"
 LAYERS = [
     {
-        *("attention", "canvas", "choices", "context", "denoiser", "guidance"),
-        *("history", "noise", "prediction", "rules", "spec"),
+        *("attention", "canvas", "choices", "confine", "context", "denoiser", "guidance"),
+        *("history", "noise", "prediction", "rules", "sandbox", "spec"),
     },
     {"nn", "processes"},
     {"caches", "decoders", "guides"},
