@@ -42,7 +42,7 @@ class Limits:
     output     bytes of what it prints that are kept; the rest is read and dropped
     """
 
-    wall: float = 10.0
+    wall: float = 20.0
     cpu: int = 5
     memory: int = 512 << 20
     file: int = 8 << 20
