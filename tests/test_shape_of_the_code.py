@@ -17,7 +17,7 @@ LAYERS = [
     {"caches", "decoders", "guides"},
     {"sample", "flows"},
     {"together"},
-    {"objectives", "rewards", "codecs"},
+    {"objectives", "rewards", "codecs", "records"},
     {"tasks"},
     {"families"},
     {"folder"},
@@ -33,7 +33,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LIBRARY = sorted(ROOT.rglob("*.py"))
 EVERYTHING = [*LIBRARY, *sorted((TOP / "tests").rglob("*.py")), *sorted((TOP / "benchmarks").rglob("*.py"))]
-OPTIONAL = {"datasets", "matplotlib", "peft", "pyarrow", "tensorboard", "torch.utils.tensorboard"}
+OPTIONAL = {"datasets", "rouge_score", "matplotlib", "peft", "pyarrow", "tensorboard", "torch.utils.tensorboard"}
 NAMES = re.compile(
     r"Manager|Factory|Runner|Handler|Helper|Utils?($|[A-Z_])|^_?Base[A-Z]|_?v2$|[Ll]egacy|[Hh]elper|_utils?$"
 )

@@ -67,12 +67,13 @@ def bench(
     from ..evaluate.unfinished import FILE as KEPT
     from ..evaluate.unfinished import Unfinished, files
     from ..folder import locate
+    from ..tasks import to_be_written
 
     chosen = {"decoders": listed(decoders), "caches": listed(caches)}
     for kind, given in chosen.items():
         for each in given:
             spec.build(kind, each)
-    asked = spec.build("tasks", task)
+    asked = to_be_written(spec.build("tasks", task), task)
     sets, problems = draws(asked, count, seeds)
     place = None if out is None else vacant(out, overwrite)
     loaded = {name: files(locate(model_place(name))) for name in (model, ar) if name}

@@ -166,8 +166,9 @@ def subjects(model: str, task: str, count: int, seed: int, device: str) -> tuple
     """The model with its task, and training problems."""
     from .. import hub, spec
     from ..evaluate.problems import Subject
+    from ..tasks import to_be_written
 
-    asked = spec.build("tasks", task)
+    asked = to_be_written(spec.build("tasks", task), task)
     examples = asked.examples(count, "train", seed)
     network, text = hub.load(model_place(model), device=device)
     subject = Subject(network.eval(), text, asked)
