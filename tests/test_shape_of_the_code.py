@@ -17,7 +17,7 @@ LAYERS = [
     {"caches", "decoders", "guides"},
     {"sample", "flows"},
     {"together"},
-    {"objectives", "rewards", "codecs", "records"},
+    {"objectives", "programs", "rewards", "codecs", "records"},
     {"tasks"},
     {"families"},
     {"folder"},

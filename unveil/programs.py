@@ -45,8 +45,8 @@ def own(code: str) -> bool:
 def pass_at(k: int, right: Sequence[int], samples: int) -> float:
     """pass@k: how likely one of k samples is right, from the number of right ones among `samples` of each problem.
 
-    The unbiased estimator 1 - C(n - c, k) / C(n, k), as a product (Chen et al. 2021, 2107.03374, equation 1). ValueError
-    for a k beyond the number of samples.
+    The unbiased estimator 1 - C(n - c, k) / C(n, k), as a product (Chen et al. 2021, 2107.03374, equation 1).
+    ValueError for a k beyond the number of samples.
     """
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs from 1 to {samples} samples, as many as each problem has")

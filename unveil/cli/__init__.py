@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, write
+from . import harness as harness_
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -52,6 +53,11 @@ for command, examples in {
     shown = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}".replace("[[", "\\[[") for line in examples)
     app.command(command.__name__.rstrip("_"), epilog=shown, no_args_is_help=False)(command)
 app.add_typer(calibrate.app, name="calibrate")
+app.command(
+    "harness",
+    epilog="[dim]Example[/dim]\n\n  unveil harness --model_args pretrained=my-dlm --tasks hellaswag --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(harness_.harness)
 
 
 def version(wanted: bool) -> None:

@@ -12,7 +12,8 @@ from . import Example, Written
 
 SET = "google-research-datasets/mbpp"
 TESTED, LEARNT, SHOWN = range(11, 511), range(601, 975), (2, 3, 4)  # task_ids by the authors' division
-ASKED = "You are an expert Python programmer, and here is your task: {} Your code should pass these tests:\n\n{}\n[BEGIN]\n"
+EXPERT = "You are an expert Python programmer, and here is your task:"
+ASKED = EXPERT + " {} Your code should pass these tests:\n\n{}\n[BEGIN]\n"
 DONE = "[DONE]"
 
 
