@@ -318,6 +318,11 @@ def test_requests_for_text_that_cannot_be_met(diffusion, options, message):
 
 
 def test_the_command(diffusion, place, monkeypatch, capsys):
+    plain = TaskManager.__init__
+    monkeypatch.setattr(
+        TaskManager, "__init__", lambda self, *a, **o: plain(self, *a, **{**o, "include_defaults": False})
+    )  # reading its thousands of tasks takes longer than all of these tests
+
     def ours(*words):
         monkeypatch.setattr("sys.argv", ["unveil", "harness", *words])
         with pytest.raises(SystemExit) as found:
