@@ -9,7 +9,23 @@ from pathlib import Path
 
 import typer
 
-from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, write
+from . import (
+    bench,
+    calibrate,
+    chat,
+    demo,
+    describe,
+    evaluate,
+    learn,
+    map,
+    measure,
+    plan,
+    replay,
+    serve,
+    sft,
+    task,
+    write,
+)
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -42,6 +58,10 @@ for command, examples in {
     bench.bench: [
         "unveil bench tasks-dlm --task sudoku --out bench",
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
+    ],
+    evaluate.eval_: [
+        "unveil eval stdlib-dlm --tasks infill,arithmetic --limit 20",
+        "unveil eval my-dlm --tasks hellaswag,piqa,lambada --tasks-dir eval/ --compare my-ar --limit 200 --out report",
     ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
