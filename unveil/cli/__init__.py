@@ -9,8 +9,24 @@ from pathlib import Path
 
 import typer
 
-from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, write
-from . import harness as harness_
+from . import (
+    bench,
+    calibrate,
+    chat,
+    demo,
+    describe,
+    evaluate,
+    harness,
+    learn,
+    map,
+    measure,
+    plan,
+    replay,
+    serve,
+    sft,
+    task,
+    write,
+)
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -44,6 +60,10 @@ for command, examples in {
         "unveil bench tasks-dlm --task sudoku --out bench",
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
     ],
+    evaluate.eval_: [
+        "unveil eval stdlib-dlm --tasks infill,arithmetic --limit 20",
+        "unveil eval my-dlm --tasks hellaswag,piqa,lambada --tasks-dir eval/ --compare my-ar --limit 200 --out report",
+    ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
     describe.list_: ["unveil list", "unveil list decoders"],
@@ -57,7 +77,7 @@ app.command(
     "harness",
     epilog="[dim]Example[/dim]\n\n  unveil harness --model_args pretrained=my-dlm --tasks hellaswag --limit 100",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(harness_.harness)
+)(harness.harness)
 
 
 def version(wanted: bool) -> None:

@@ -18,10 +18,18 @@ class Wikitext(Published, Reading):
     " = Title = " on a line of its own; rows of the hub have `text`, a line each.
 
     Words are what spaces part, also after a tokenizer; bytes are those of UTF-8.
+
+    most  characters of an article that are read, to its last whole word; 0: all
     """
 
     files = ("wikitext*.txt", "wikitext*.jsonl", "wiki.*.raw", "wiki.*.tokens")
     hub = Hub("Salesforce/wikitext", "wikitext-2-raw-v1", "validation")
+
+    most: int = 0
+
+    def __post_init__(self):
+        if self.most < 0:
+            raise ValueError(f"most is {self.most}; expected a number of characters, or 0 for whole articles")
 
     def rows(self, split: str = "test") -> list[Row]:
         place = records.located(self.data, self.files) if self.data else None
@@ -35,4 +43,8 @@ class Wikitext(Published, Reading):
         return [Row({"text": part}, f"{name}, article {number}") for number, part in enumerate(found, 1)]
 
     def texts(self, count: int, split: str = "test", seed: int = 0) -> list[str]:
-        return [row.text("text") for row in self.taken(count, split, seed)]
+        return [self.begun(row.text("text")) for row in self.taken(count, split, seed)]
+
+    def begun(self, text: str) -> str:
+        """As much of an article as is read."""
+        return text[: self.most].rsplit(" ", 1)[0] if 0 < self.most < len(text) else text
