@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .. import sandbox
@@ -39,6 +40,9 @@ class HumanevalInfill(Written):
         found = Example(row.text("prompt"), row.text("canonical_solution"), row.text("suffix"))
         self.tests[found] = f"\n{row.text('test')}\ncheck({row.text('entry_point')})\n"
         return found
+
+    def rooms(self) -> Sequence[int]:
+        return self.lengths
 
     def score(self, example: Example, completion: str) -> float:
         return self.figures(example, completion)["pass"]
