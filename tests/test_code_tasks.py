@@ -6,9 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from unveil import spec
+from unveil import cli, hub, spec
+from unveil.canvas import Canvas
+from unveil.evaluate.lengths import fit, searched
+from unveil.evaluate.problems import Outcome, Setting, Subject
+from unveil.evaluate.suite import summed
 from unveil.programs import before, completed, fenced, pass_at
+from unveil.sample import fill
 from unveil.tasks import Example
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval"
@@ -153,6 +159,55 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one():
 def test_pass_at_k_of_nonsense(k, right, n):
     with pytest.raises(ValueError, match=r"pass@|right ones"):
         pass_at(k, right, n)
+
+
+def test_several_answers_give_pass_at_k(tmp_path):
+    found = task("humaneval", tmp_path, [ROW])
+    outs = [Outcome(float(i < 2), 1, 1, "", {"accuracy": float(i < 2)}) for i in range(5)]
+    assert summed(found, outs) == {"accuracy": 0.4, "pass@2": pytest.approx(0.7), "pass@5": 1.0}
+    assert summed(found, outs[:1]) == {"accuracy": 1.0}
+    assert summed(task("humaneval_infill", tmp_path, [LINE]), outs[3:]) == {"accuracy": 0.0, "pass@2": 0.0}
+
+
+def test_the_length_that_fits_best_is_kept(tmp_path):
+    model, text = hub.load("stdlib-dlm")
+    found = task("humaneval_infill", tmp_path, [LINE], ", lengths=[3, 6]")
+    example = found.examples(1)[0]
+    subject, setting = Subject(model, text, found), Setting("confidence")
+    out = searched(subject, example, setting, 0, found.rooms())
+    front, behind = [text.start_id, *text.encode(example.prompt)], text.encode(example.tail)
+    by_hand = {}
+    for count in found.rooms():
+        row = torch.tensor([*front, *[model.mask_id] * count, *behind])
+        canvas = Canvas.filling([row], model.mask_id, torch.tensor([0]), subject.look(True))
+        canvas.tokens = fill(model, [row], seed=0)[0][None]
+        by_hand[fit(model, canvas, 0)[0]] = text.decode(canvas.tokens[0, len(front) : len(front) + count])
+    assert out.completion == by_hand[min(by_hand)]
+    assert out.forwards == 3 + 6 + 2 * 8
+    with pytest.raises(ValueError, match="nothing follows them"):
+        searched(subject, Example("a", "b"), setting, 0, [1])
+
+
+def test_the_command_runs_code_only_where_it_may(tmp_path, monkeypatch, capsys):
+    (tmp_path / "humaneval.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+
+    def ours(*words):
+        monkeypatch.setattr("sys.argv", ["unveil", "eval", "stdlib-dlm", "--tasks-dir", str(tmp_path), *words])
+        with pytest.raises(SystemExit) as found:
+            cli.main()
+        return found.value.code, capsys.readouterr()
+
+    code, said = ours("--tasks", "humaneval")
+    assert code == 2
+    assert "--allow-code" in said.err
+    code, said = ours("--tasks", "humaneval", "--allow-code", "--samples", "2")
+    assert code == 2
+    assert "at temperature 0 are one and the same" in said.err
+    several = ["--samples", "2", "--decoder", "confidence(temperature=1.0)"]
+    code, said = ours("--tasks", "humaneval(length=8)", "--allow-code", *several, "--json")
+    assert not code
+    lines = json.loads(said.out.splitlines()[-1])["lines"]
+    assert [line["figure"] for line in lines] == ["accuracy", "pass@2"]
 
 
 @given

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from unveil import cli, hub
 from unveil.codecs.text import Text
 from unveil.evaluate.conditional import conditional, encoded
-from unveil.evaluate.problems import Setting, Subject
-from unveil.tasks import Example, Task
+from unveil.evaluate.suite import Candidate, How, choose, weigh, write
+from unveil.tasks import Example, Question, Task
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 pytest.importorskip("lm_eval")
@@ -270,16 +270,44 @@ def test_nothing_is_written_beyond_a_stop(parent):
     assert seen[0] < 30
 
 
-def test_text_and_pairs_are_those_of_our_own_measurements(diffusion):
-    lm = Unveil(str(diffusion), decoder="threshold(tau=0.5)")
+def test_pairs_are_those_of_our_own_measurements(diffusion):
+    lm = Unveil(str(diffusion))
     request = asked(("the cat sat on ", "the mat"))[0]
     assert lm.pair(request, *request.args) == encoded(lm.text, *request.args)
-    subject = Subject(lm.model, lm.text, Written(length=9))
-    problem = subject.problem(Example("the cat sat on", "x"))
-    look = lm.model.attention
-    outcome = subject.solve([problem], Setting("threshold(tau=0.5)", look.cache, block=look.block), [0])[0]
-    request = asked(("the cat sat on", {"until": [], "max_gen_toks": 9}), kind="generate_until")
-    assert lm.generate_until(request) == [outcome.completion]
+
+
+def test_our_own_measurements_of_a_parent_agree(parent, place):
+    agree(parent, place)
+
+
+def test_our_own_measurements_of_a_diffusion_model_agree(diffusion, place):
+    agree(diffusion, place)
+
+
+def agree(folder, place):
+    """Choices, nats of texts and texts written, by the harness and by `unveil eval`."""
+    lm = Unveil(str(folder), decoder="confidence", draws=8, seed=2, add_bos_token=True)
+    ours, how = Candidate("it", *hub.load(folder)), How(draws=8, seed=2, decoder="confidence")
+    prompts = [f"Question: {row['question']}\nAnswer:" for row in ROWS]
+    questions = [
+        Question((prompt,) * 3, tuple(f" {choice}" for choice in row["choices"]), row["gold"])
+        for prompt, row in zip(prompts, ROWS, strict=True)
+    ]
+    found = measured(lm, place, ["local_choice"])
+    accuracy = [sample["acc"] for sample in found["samples"]["local_choice"]]
+    assert choose(ours, questions, 0, how).figures["accuracy"] == accuracy
+    texts = [row["text"][:60] for row in ROWS]
+    whole = lm.loglikelihood_rolling(asked(*((text,) for text in texts), kind="loglikelihood_rolling"))
+    part = weigh(ours, texts, 0, how)
+    nats = [
+        per * count
+        for per, count in zip(*(side["nats_per_token"] for side in (part.figures, part.weights)), strict=True)
+    ]
+    assert [-found for found in whole] == pytest.approx(nats, rel=1e-6)
+    options = {"until": [], "max_gen_toks": 9}
+    wanted = lm.generate_until(asked(*((prompt, options) for prompt in prompts), kind="generate_until"))
+    examples = [Example(prompt, "") for prompt in prompts]
+    assert write(ours, Written(length=9), examples, 0, how).written == wanted
 
 
 class Written(Task):

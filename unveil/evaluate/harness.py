@@ -276,16 +276,21 @@ class Unveil(TemplateLM):
         return found[len(pair.context) :].tolist() == list(pair.continuation)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts, in windows of the model's context, as the harness cuts them."""
+        """log p of whole texts, in windows of the model's context, as the harness cuts them.
+
+        What stands in front of a text because we put it there is not scored; what its tokenizer puts there is, as the
+        harness does it.
+        """
         pairs, counts = [], []
-        for request in requests:
+        for number, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False if self.begins else None),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.reach - 1,
                 context_len=1,
             )
-            cut = [Pair(*utils.make_disjoint_window(window), key=len(pairs)) for window in windows]
+            parted = map(utils.make_disjoint_window, windows)
+            cut = [Pair(*window, key=number * 4096 + count) for count, window in enumerate(parted)]
             pairs += cut
             counts.append(len(cut))
         parts = iter((-self.scores(pairs, disable_tqdm).nats).tolist() if pairs else [])
