@@ -370,7 +370,7 @@ def test_bad_rows_are_refused(run, tmp_path):
     (tmp_path / "s.txt").write_text(stories(80), encoding="utf-8")
     (tmp_path / "there.jsonl").write_text("kept")
     for words, said in {
-        ("nonsense", "--out", "a.jsonl"): "no task called 'nonsense'; there are: arc_easy, arithmetic, cloze, countdown",
+        ("nonsense", "--out", "a.jsonl"): "no task called 'nonsense'; there are: arc_easy, arithmetic, cloze",
         ("sudoku", "--out", "a.txt"): "written to a .jsonl file, not a.txt",
         ("sudoku", "--out", "there.jsonl"): "is there already",
         ("sudoku", "sudoku", "--out", "a.jsonl"): "each task is named once",
