@@ -157,7 +157,7 @@ def fetched(hub: Hub) -> list[Row]:
         raise ValueError(
             f"the set {hub.id} could not be had from the hub ({type(error).__name__}): give its file with --tasks-dir"
         ) from error
-    rows = [Row(each, f"{hub.id}, row {number}") for number, each in enumerate(found, 1)]
+    rows = [Row(dict(each), f"{hub.id}, row {number}") for number, each in enumerate(found, 1)]
     if not rows:
         raise ValueError(f"the set {hub.id} is empty: it holds no rows")
     return rows

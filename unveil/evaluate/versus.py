@@ -72,7 +72,7 @@ def versus(one: Result, other: Result, figure: str) -> Versus | None:
     apart, p = None, None
     if weights is None and binary(mine) and binary(theirs):
         apart, p = paired(mine, theirs, np.arange(len(mine))), mcnemar(mine, theirs)
-    elif weights is None or np.array_equal(weights, others):
+    elif weights is None or (others is not None and np.array_equal(weights, others)):
         apart = spread(mine - theirs, weights)
     return Versus(interval(other, figure), apart, p)
 

@@ -47,4 +47,4 @@ class Wikitext(Published, Reading):
 
     def begun(self, text: str) -> str:
         """As much of an article as is read."""
-        return text[: self.most].rsplit(" ", 1)[0] if 0 < self.most < len(text) else text
+        return text[: self.most].rsplit(" ", 1)[0].rstrip() if 0 < self.most < len(text) else text
