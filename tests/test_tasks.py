@@ -27,6 +27,7 @@ DRAWN = ["sudoku", "countdown", "arithmetic"]
 PUBLISHED = [  # tested in test_published.py
     *("arc_easy", "gsm8k", "hellaswag", "lambada", "piqa"),
     *("reversal", "siqa", "story_infill", "wikitext", "winogrande"),
+    *("humaneval", "humaneval_infill", "mbpp"),  # in test_code_tasks.py
 ]
 TINY = {"width": 32, "layers": 1, "heads": 2, "hidden": 32, "rows": 4, "steps": 1}
 STORY = (

@@ -75,7 +75,7 @@ for command, examples in {
 app.add_typer(calibrate.app, name="calibrate")
 app.command(
     "harness",
-    epilog="[dim]Example[/dim]\n\n  unveil harness --model_args pretrained=my-dlm --tasks hellaswag --limit 100",
+    epilog="[dim]Examples[/dim]\n\n  unveil harness --model_args pretrained=my-dlm --tasks hellaswag --limit 100",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(harness.harness)
 
