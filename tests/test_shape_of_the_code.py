@@ -10,14 +10,14 @@ TOP = Path(__file__).parent.parent
 ROOT = TOP / "unveil"
 LAYERS = [
     {
-        *("attention", "canvas", "choices", "context", "denoiser", "guidance"),
-        *("history", "noise", "prediction", "rules", "spec"),
+        *("attention", "canvas", "choices", "confine", "context", "denoiser", "guidance"),
+        *("history", "noise", "prediction", "rules", "sandbox", "spec", "whole"),
     },
     {"nn", "processes"},
     {"caches", "decoders", "guides"},
     {"sample", "flows"},
     {"together"},
-    {"objectives", "rewards", "codecs", "records"},
+    {"objectives", "programs", "rewards", "codecs", "records"},
     {"tasks"},
     {"families"},
     {"folder"},
@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluate"},
     {"train"},
     {"start", "bulk"},
+    {"cluster"},
     {"serve", "watch"},
     {"cli"},
     {"__main__"},

@@ -33,6 +33,7 @@ Lead = Annotated[str | None, typer.Option(help="A spec of what changes predictio
 Block = Annotated[int | None, typer.Option(help="Positions per block; default: the model's own; 0: one block.")]
 Steps = Annotated[int | None, typer.Option(help="Predictions allowed per block of an answer.")]
 Seed = Annotated[int, typer.Option(help="Keys draws, and which items; 0: a file's first.")]
+Samples = Annotated[int, typer.Option(help="Answers to each problem that is written; of code pass@k comes with them.")]
 Code = Annotated[bool, typer.Option(help="Run what models write where a task needs it, confined.")]
 Out = Annotated[
     str | None, typer.Option("--out", "-o", help="A folder for eval.json, eval.md, eval.html, items.jsonl.")
@@ -56,6 +57,7 @@ def eval_(
     block: Block = None,
     steps: Steps = None,
     seed: Seed = 0,
+    samples: Samples = 1,
     allow_code: Code = False,
     out: Out = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what an earlier evaluation left in --out.")] = False,
@@ -76,7 +78,7 @@ def eval_(
         raise ValueError(f"limit is {limit}; expected at least one item")
     if compare == model:
         raise ValueError(f"{model} is compared with itself: name another model after --compare")
-    how = How(mode, protocol, draws, decoder, cache, guide, block, steps, limit, seed)  # pyright: ignore
+    how = How(mode, protocol, draws, decoder, cache, guide, block, steps, limit, seed, samples)  # pyright: ignore
     made = built(tasks, tasks_dir, allow_code)
     refuse(how)
     place = None if out is None else vacant(out, FILE, "evaluation", overwrite)
@@ -153,6 +155,13 @@ def refuse(how: How) -> None:
     for name, given, known in (("mode", how.mode, ("auto", "exact", "bound")), ("protocol", how.protocol, PROTOCOLS)):
         if given not in known:
             raise ValueError(f"no {name} called {given!r}; there are: {', '.join(known)}")
+    if how.samples < 1:
+        raise ValueError(f"samples is {how.samples}; expected at least one answer to each problem")
+    if how.samples > 1 and not spec.build("decoders", how.decoder).temperature:
+        raise ValueError(
+            f"{how.samples} answers at temperature 0 are one and the same: give --decoder "
+            "'confidence(temperature=0.8)' or another with a temperature"
+        )
     if how.draws < 1:
         raise ValueError(f"draws is {how.draws}; expected at least one")
     for kind, given in (("decoders", how.decoder), ("caches", how.cache), ("guides", how.guide)):

@@ -130,7 +130,7 @@ def conditional(
     grid = protocol == "diffullama" and not exact
     draws = 1 if exact else masks.STEPS if grid else draws
     layout, way = chosen(model, exact, grid, block, draws, positions)
-    fitted = [fit(pair, model.context_length) for pair in pairs]
+    fitted = [fit(pair, room(model, model.context_length, exact)) for pair in pairs]
     each = torch.zeros(len(pairs), draws, dtype=torch.float64)
     forwards, greedy = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.bool)
     device, was, done = next(model.parameters(), torch.empty(0)).device, model.training, 0
@@ -160,6 +160,11 @@ def conditional(
         forwards,
         sum(len(one.context) < len(pair.context) for one, pair in zip(fitted, pairs, strict=True)),
     )
+
+
+def room(model: Denoiser, positions: int | None, exact: bool) -> int | None:
+    """Tokens that a pair may have in so many positions: of next-token predictors nothing reads the last one."""
+    return None if positions is None else positions + (reading.lag(model) if exact else 0)
 
 
 def fit(pair: Pair, room: int | None) -> Pair:
@@ -261,11 +266,11 @@ def chosen(model: Denoiser, exact: bool, grid: bool, block: int | None, draws: i
 
 def read_exactly(model: Denoiser, rows: Rows, positions: int) -> Found:
     """Next-token prediction. The last token is looked at by nobody, so contexts with one token behind are one row."""
-    last = rows.lengths[:, None] - 1
-    inputs = rows.tokens.scatter(1, last, 0)
+    last, back = rows.lengths[:, None] - 1, reading.lag(model)
+    inputs = rows.tokens.scatter(1, last, 0)[:, : rows.tokens.shape[1] - back]
     row, at = rows.answer.nonzero(as_tuple=True)
     cost, best, forwards = surprises(
-        model, inputs, rows.lengths, rules.causal, (row, at - reading.lag(model)), rows.tokens[row, at], positions
+        model, inputs, rows.lengths, rules.causal, (row, at - back), rows.tokens[row, at], positions
     )
     count = len(inputs)
     wrong = torch.zeros(count, device=cost.device).index_add(0, row, (~best).float())

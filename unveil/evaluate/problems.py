@@ -67,16 +67,17 @@ class Subject:
     text: Text
     task: Task
 
-    def problem(self, example: Example) -> Problem:
+    def problem(self, example: Example, room: int | None = None) -> Problem:
         """As the model was trained to read it: in its chat template where there is one, after its first token.
 
         With a tail there are as many blanks as the right answer has tokens, otherwise as many as the task gives room;
-        a task may also want the former always, and its prompts continued without the template.
+        a task may also want the former always, and its prompts continued without the template. `room` is a number of
+        blanks instead of these.
         """
         text, mask = self.text, self.model.mask_id
         front = [] if text.start_id is None else [text.start_id]
         exact = bool(example.tail) or self.task.measured
-        blanks = len(text.encode(example.answer)) if exact else self.task.length
+        blanks = room or (len(text.encode(example.answer)) if exact else self.task.length)
         if example.tail or self.task.continued or not text.template:
             prompt = front + text.encode(example.prompt)
         else:

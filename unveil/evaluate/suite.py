@@ -16,17 +16,21 @@ from numpy.typing import NDArray
 
 from ..codecs.text import Text
 from ..denoiser import Denoiser
+from ..programs import pass_at
 from ..tasks import Choosing, Question, Task
 from ..tasks import Reading as Weighing
 from .bench import token_by_token
 from .conditional import Conditional, Pair, Protocol, conditional, encoded
+from .lengths import searched
 from .likelihood import Mode
-from .problems import Setting, Subject
+from .problems import Outcome, Setting, Subject
 from .unfinished import Unfinished
 
 CHUNK = 16  # items between two writes of what is kept
 MANY = 200  # items of a task that has no end, unless a limit says otherwise
 WINDOW = 512  # tokens of a text that are weighed at once, at most
+APART = 1_000_003  # seeds between two answers to one problem
+PASSES = (2, 5, 10, 25, 50, 100)  # the k of pass@k, as far as there are samples
 MOST = 8  # draws per window of a text: it has many windows
 Columns = dict[str, dict[str, list[float]]]
 Report = Callable[[int, int], None]
@@ -46,6 +50,7 @@ class How:
     steps: int | None = None
     limit: int | None = None
     seed: int = 0
+    samples: int = 1  # answers to each problem that is written
 
 
 @dataclass
@@ -245,23 +250,41 @@ def write(candidate: Candidate, task: Task, examples: Sequence[Any], first: int,
     """Problems that are written: decoded side by side, judged one by one."""
     subject = candidate.subject(task)
     setting = candidate.setting(subject, bool(examples[0].tail), how)
-    problems = [subject.problem(example) for example in examples]
-    seeds = range(how.seed + first, how.seed + first + len(problems))
     part = Part(
         layout=f"{setting.decoder} with {setting.cache}, "
         + (f"blocks of {setting.block}" if setting.block else "one block")
     )
-    for out in subject.solve(problems, setting, seeds):
-        for name, value in out.figures.items():
+    seeds = [how.seed + first + i for i in range(len(examples))]
+    rounds = [
+        answers(subject, examples, setting, [seed + turn * APART for seed in seeds]) for turn in range(how.samples)
+    ]
+    for outs in zip(*rounds, strict=True):
+        for name, value in summed(task, outs).items():
             part.figures.setdefault(name, []).append(value)
-        part.forwards.append(float(out.forwards))
-        part.written.append(out.completion)
+        part.forwards.append(float(sum(out.forwards for out in outs)))
+        part.written.append(outs[0].completion)
     if task.weighed:
         pairs = [encoded(candidate.text, each.prompt, each.answer, key) for key, each in enumerate(examples, first)]
         found = scored(candidate, pairs, how)
         if found.bound:
             part.figures["nats_of_answer"] = found.nats.tolist()
     return part
+
+
+def answers(subject: Subject, examples: Sequence[Any], setting: Setting, seeds: Sequence[int]) -> list[Outcome]:
+    """One answer to each problem, by the best of several lengths where the task has them tried."""
+    if rooms := subject.task.rooms():
+        return [searched(subject, each, setting, seed, rooms) for each, seed in zip(examples, seeds, strict=True)]
+    return subject.solve([subject.problem(example) for example in examples], setting, seeds)
+
+
+def summed(task: Task, outs: Sequence[Outcome]) -> dict[str, float]:
+    """The means of all figures over the answers to one problem, which for code are pass@1, and pass@k beside them."""
+    found = {name: float(np.mean([out.figures[name] for out in outs])) for name in outs[0].figures}
+    if task.runs_code:
+        right = sum(out.score == 1 for out in outs)
+        found |= {f"pass@{k}": pass_at(k, [right], len(outs)) for k in PASSES if k <= len(outs)}
+    return found
 
 
 def weigh(candidate: Candidate, texts: Sequence[str], first: int, how: How) -> Part:

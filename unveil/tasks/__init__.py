@@ -64,6 +64,10 @@ class Task(ABC):
         """How many problems there are; None: more than anybody asks for."""
         return None
 
+    def rooms(self) -> Sequence[int]:
+        """Numbers of blanks to try, of which the best fit is judged; none: there is but one number to have."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Question:
