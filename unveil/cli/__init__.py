@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, write
+from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, texts, write
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -44,6 +44,10 @@ for command, examples in {
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
     ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
+    texts.texts: [
+        "unveil texts dlm.jsonl ar.jsonl --reference books.txt",
+        "unveil texts answers/ --scorer stdlib-ar --tokenizer stdlib-ar --out report",
+    ],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
     describe.list_: ["unveil list", "unveil list decoders"],
     describe.info: ["unveil info stdlib-dlm", "unveil info my-dlm --check"],

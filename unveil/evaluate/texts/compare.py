@@ -169,7 +169,7 @@ def compare(
     embedders: Sequence[Embedder],
     *,
     paired: bool = False,
-    nats: tuple[Ratio, Ratio] | None = None,
+    nats: Sequence[Ratio | None] = (None, None),
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Compared:
@@ -185,7 +185,7 @@ def compare(
         raise ValueError(f"{one.name} has {len(one)} texts and {other.name} {len(other)}: {fix}")
     budget = min(one.size, other.size)
     options = {"budget": budget, "draws": draws}
-    first, second = nats or (None, None)
+    first, second = nats
     return contrast(
         describe(one, embedders, nats=first, seed=2 * seed, **options),
         describe(other, embedders, nats=second, seed=2 * seed + (not paired), **options),

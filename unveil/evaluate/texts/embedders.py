@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +60,13 @@ class Tfidf:
 
     def __init__(self, corpus: Sequence[Sequence[str]], size: int = 128, vocabulary: int = 20_000):
         """`corpus`: passages, as `passages` gives them."""
+        split: Any = list  # passages and texts come as words already
         least = 2 if len(corpus) > 100 else 1
-        self.vectorizer = TfidfVectorizer(
-            analyzer=list, sublinear_tf=True, min_df=least, max_df=0.5, max_features=vocabulary
-        )
-        matrix = self.vectorizer.fit_transform(corpus)
-        self.directions = randomized_svd(matrix, bounded(size, matrix.shape), random_state=0)[2].T
+        options = {"min_df": least, "max_df": 0.5, "max_features": vocabulary}
+        self.vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True, **options)
+        matrix = sparse.csr_matrix(self.vectorizer.fit_transform(corpus))
+        size = bounded(size, len(corpus), len(self.vectorizer.vocabulary_))
+        self.directions = randomized_svd(matrix, size, random_state=0)[2].T
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
         if not texts:
@@ -98,7 +100,7 @@ class Ppmi:
         if len(self.known) < 20:
             raise ValueError(f"the reference corpus holds {len(self.known)} words that come {least} times; expected 20")
         matrix = information(near(corpus, self.known, window))
-        left, scale, _ = randomized_svd(matrix, bounded(size, matrix.shape), random_state=0)
+        left, scale, _ = randomized_svd(matrix, bounded(size, len(self.known), len(self.known)), random_state=0)
         vectors = left * np.sqrt(scale)
         share = np.array([counts[word] for word in self.known], dtype=float)
         self.vectors = vectors - (share / share.sum()) @ vectors
@@ -144,13 +146,13 @@ class Sentences:
         if not (Path(folder) / "modules.json").is_file():
             raise ValueError(f"{folder} is not the folder of a sentence-transformers model: it has no modules.json")
         try:
-            from sentence_transformers import SentenceTransformer
+            library: Any = import_module("sentence_transformers")
         except ImportError as error:
             raise ValueError(
                 f"embedding with {folder} needs sentence-transformers: pip install sentence-transformers"
             ) from error
         self.name = Path(folder).name
-        self.model = SentenceTransformer(folder, device="cpu")
+        self.model = library.SentenceTransformer(folder, device="cpu")
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
         if not texts:
@@ -158,9 +160,9 @@ class Sentences:
         return unit(self.model.encode(list(texts), show_progress_bar=False, convert_to_numpy=True))
 
 
-def bounded(size: int, shape: tuple[int, int]) -> int:
-    """So many directions as the matrix can have."""
-    return max(1, min(size, *(side - 1 for side in shape)))
+def bounded(size: int, rows: int, columns: int) -> int:
+    """So many directions, or as many as a matrix can have."""
+    return max(1, min(size, rows - 1, columns - 1))
 
 
 def fitted(corpus: Iterable[str], folders: Sequence[str] = ()) -> list[Embedder]:

@@ -34,7 +34,7 @@ class Grams:
 
     def counts(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """(G,) how often each stands in the set in which text t counts `weights[t]` times."""
-        return np.bincount(self.which, weights=weights[self.owner], minlength=self.kinds)
+        return np.bincount(self.which, weights=weights[self.owner], minlength=self.kinds).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .measures import Measure
 
 DRAWS = 2000  # resampled sets
-GROUPS = 1000  # at most so many texts are left out in turn; of more, as many groups of them
+GROUPS = 500  # at most so many texts are left out in turn; of more, as many groups of them
 TOGETHER = 4_000_000  # weights made at a time
 ENDS = (0.025, 0.975)
 

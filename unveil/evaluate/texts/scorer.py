@@ -1,0 +1,42 @@
+"""How surprised an autoregressive model is by texts that others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...codecs.text import Text
+from ...denoiser import Denoiser
+from ...objectives import Batch
+from ..likelihood import score
+from .measures import Ratio
+
+ROWS = 16  # texts a pass, of about the same length
+
+
+def surprise(scorer: Denoiser, text: Text, texts: Sequence[str]) -> Ratio:
+    """Nats of each text, and its tokens, in the scorer's own tokens and after its beginning-of-text token.
+
+    Texts beyond the scorer's context are cut. ValueError for a scorer that predicts no next token.
+    """
+    front = [] if text.start_id is None else [text.start_id]
+    return surprise_of(scorer, [[*front, *ids] for ids in text.encode_many(list(texts))])
+
+
+def surprise_of(scorer: Denoiser, rows: Sequence[Sequence[int]]) -> Ratio:
+    """Likewise of rows of tokens, the first of each given."""
+    device = next(scorer.parameters()).device
+    rows = [list(row[: scorer.context_length]) or [0] for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
+    batches = []
+    for start in range(0, len(order), ROWS):
+        some = [torch.tensor(rows[i]) for i in order[start : start + ROWS]]
+        tokens = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(device)
+        ends = torch.tensor([len(row) for row in some], device=device)
+        batches.append(Batch(tokens, torch.arange(tokens.shape[1], device=device) < ends[:, None]))
+    found = score(scorer, batches, mode="exact", rows=ROWS)
+    nats[order], counts[order] = found.totals.numpy(), found.counts.numpy()
+    return Ratio(nats, counts)
