@@ -9,7 +9,24 @@ from pathlib import Path
 
 import typer
 
-from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, texts, write
+from . import (
+    bench,
+    calibrate,
+    chat,
+    demo,
+    describe,
+    learn,
+    map,
+    measure,
+    plan,
+    quality,
+    replay,
+    serve,
+    sft,
+    task,
+    texts,
+    write,
+)
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -44,6 +61,10 @@ for command, examples in {
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
     ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
+    quality.quality: [
+        "unveil quality my-dlm --scorer another-ar --steps 8,16,32,64 --out quality",
+        "unveil quality my-ar --scorer another-ar --data notes/ --prompt 32 --json",
+    ],
     texts.texts: [
         "unveil texts dlm.jsonl ar.jsonl --reference books.txt",
         "unveil texts answers/ --scorer stdlib-ar --tokenizer stdlib-ar --out report",

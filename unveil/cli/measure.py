@@ -11,6 +11,9 @@ from .places import model_place
 from .say import Json, result, table
 
 if TYPE_CHECKING:
+    from ..codecs.text import Text
+    from ..data.order import Stream
+    from ..denoiser import Denoiser
     from ..evaluate.likelihood import Score
 
 Place = Annotated[str, typer.Argument(help="A folder, a hub id or an embedded model.")]
@@ -39,27 +42,13 @@ def score(
 ) -> None:
     """Nats per token and perplexity on text: exact, or an upper bound, and it says which."""
     from .. import hub
-    from ..data import converse, prepare
     from ..evaluate.likelihood import score as measure
-    from ..nn.grow import bare
     from ..train.machine import moved
 
     if mode not in ("auto", "exact", "bound"):
         raise ValueError(f"no mode called {mode!r}; there are: auto, exact, bound")
     network, text = hub.load(model_place(model), device=device)
-    ours = bare(network).config.get("unveil") or {}
-    trained = ours.get("data", "stdlib")
-    trained = [trained] if isinstance(trained, str) else trained
-    sources = data or trained
-    named = ", ".join(sources)
-    held = sources == trained if held_out is None else held_out
-    share = ours.get("held_out", 0.02) if held else 0.0
-    sides = {"held_out": share, "by": ours.get("split", "tokens")}
-    if ours.get("chat") and sources == trained:
-        corpus = converse(sources, text, **sides)
-    else:
-        corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
-    side = corpus.held_out if held else corpus.train
+    side, named, held = judged(network, text, data, field, held_out)
     if side.tokens < length:
         raise ValueError(f"{named} has {side.tokens} tokens here, less than one row of {length}: lower --length")
     batch = moved(side.windows(length, windows), next(network.parameters()).device)
@@ -72,6 +61,27 @@ def score(
         rows += [("", ""), *shown(causal, "autoregressive mode, ")]
     where = f"{named}{', held out' if held else ''}: {len(batch.tokens)} rows of {length}"
     result(about, json, table([("model", model), ("data", where), *rows]))
+
+
+def judged(
+    network: Denoiser, text: Text, data: list[str] | None, field: str, held_out: bool | None
+) -> tuple[Stream, str, bool]:
+    """The text that a model is measured on, its name, and whether training held it out."""
+    from ..data import converse, prepare
+    from ..nn.grow import bare
+
+    ours = bare(network).config.get("unveil") or {}
+    trained = ours.get("data", "stdlib")
+    trained = [trained] if isinstance(trained, str) else trained
+    sources = data or trained
+    held = sources == trained if held_out is None else held_out
+    share = ours.get("held_out", 0.02) if held else 0.0
+    sides = {"held_out": share, "by": ours.get("split", "tokens")}
+    if ours.get("chat") and sources == trained:
+        corpus = converse(sources, text, **sides)
+    else:
+        corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
+    return corpus.held_out if held else corpus.train, ", ".join(sources), held
 
 
 def plain(found: Score) -> dict:

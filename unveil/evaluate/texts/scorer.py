@@ -27,6 +27,11 @@ def surprise(scorer: Denoiser, text: Text, texts: Sequence[str]) -> Ratio:
 
 def surprise_of(scorer: Denoiser, rows: Sequence[Sequence[int]]) -> Ratio:
     """Likewise of rows of tokens, the first of each given."""
+    if not scorer.attention.leads:
+        raise ValueError(
+            f"the scorer has {scorer.attention.kind} attention; expected a model that predicts the next token: an "
+            "autoregressive one, or a leader model"
+        )
     device = next(scorer.parameters()).device
     rows = [list(row[: scorer.context_length]) or [0] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
