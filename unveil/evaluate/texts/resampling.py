@@ -42,6 +42,10 @@ class Estimate:
     def stderr(self) -> float:
         return float(self.off.std())
 
+    def less(self, other: Estimate) -> Estimate:
+        """The difference as a figure of its own. Where texts are paired, both must have been resampled with one seed."""
+        return Estimate(self.value - other.value, self.off - other.off, self.texts)
+
     @property
     def spread(self) -> float:
         """What one text contributes: of a mean the standard deviation of texts, and likewise of other figures."""
@@ -92,7 +96,6 @@ def influence(measure: Measure, texts: int) -> NDArray[np.float64]:
 
 def difference(one: Estimate, other: Estimate, *, paired: bool = False) -> Difference:
     """`one` less `other`; `paired`: text i of both belongs together, and both were resampled with one seed."""
-    value, off = one.value - other.value, one.off - other.off
-    spread = float(off.std()) * math.sqrt(one.texts) if paired else math.hypot(one.spread, other.spread) / math.sqrt(2)
-    low, high = np.quantile(off, ENDS)
-    return Difference(value, value + float(low), value + float(high), value / spread if spread else math.nan)
+    found = one.less(other)
+    spread = found.spread if paired else math.hypot(one.spread, other.spread) / math.sqrt(2)
+    return Difference(found.value, found.low, found.high, found.value / spread if spread else math.nan)
