@@ -65,7 +65,7 @@ def quality(
 ) -> None:
     """Generative perplexity under another model, never without entropy; variety, and likeness to real text."""
     needs("unveil quality", "eval", "scipy", "sklearn")
-    from .. import __version__, hub
+    from .. import __version__, hub, spec
     from ..choices import with_options
     from ..data import Packed
     from ..evaluate.kinship import kinship
@@ -84,7 +84,7 @@ def quality(
     judge, own = hub.load(model_place(scorer), device=device)
     causal = network.attention.kind == "causal"
     decoder = decoder or ("confidence" if causal else "random")
-    with_options(decoder, temperature=1.0)
+    spec.build("decoders", with_options(decoder, temperature=1.0))
     side, named, held = judged(network, text, data, field, held_out)
     if not isinstance(side, Packed):
         raise ValueError(f"{named} are conversations; expected plain text to compare with: name it by --data")

@@ -113,12 +113,11 @@ class Judge:
         """Of what follows the prompts under the scorer, in its own tokens; the prompts stand before it."""
         if self.same:
             ends = (self.kept(given).sum(1) + given.first).tolist()
-            whole = surprise_of(self.scorer, [row[:end] for row, end in zip(given.rows.tolist(), ends, strict=True)])
-            front = surprise_of(self.scorer, given.prompts.tolist())
-        else:
-            before = [self.text.decode(row) for row in given.prompts]
-            whole = surprise(self.scorer, self.scorer_text, list(map(str.__add__, before, self.told(given))))
-            front = surprise(self.scorer, self.scorer_text, before)
+            rows = [row[:end] for row, end in zip(given.rows.tolist(), ends, strict=True)]
+            return surprise_of(self.scorer, rows, given.first)
+        before = [self.text.decode(row) for row in given.prompts]
+        whole = surprise(self.scorer, self.scorer_text, list(map(str.__add__, before, self.told(given))))
+        front = surprise(self.scorer, self.scorer_text, before)
         return Ratio(whole.sums - front.sums, whole.counts - front.counts)
 
     def figures(self, given: Passages) -> dict[str, Estimate]:

@@ -49,7 +49,7 @@ def area(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
     for share in MIXTURES:
         r = share * p + (1 - share) * q
         points.append((float(np.exp(-SCALE * divergence(q, r))), float(np.exp(-SCALE * divergence(p, r)))))
-    x, y = np.array(sorted(points)).T
+    x, y = np.array(sorted(points, key=lambda point: (point[0], -point[1]))).T
     return float(((y[1:] + y[:-1]) * np.diff(x)).sum() / 2)
 
 

@@ -43,7 +43,7 @@ class Estimate:
         return float(self.off.std())
 
     def less(self, other: Estimate) -> Estimate:
-        """The difference as a figure of its own. Where texts are paired, both must have been resampled with one seed."""
+        """The difference as a figure of its own. Where texts are paired, both were resampled with one seed."""
         return Estimate(self.value - other.value, self.off - other.off, self.texts)
 
     @property

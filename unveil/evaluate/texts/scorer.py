@@ -25,23 +25,27 @@ def surprise(scorer: Denoiser, text: Text, texts: Sequence[str]) -> Ratio:
     return surprise_of(scorer, [[*front, *ids] for ids in text.encode_many(list(texts))])
 
 
-def surprise_of(scorer: Denoiser, rows: Sequence[Sequence[int]]) -> Ratio:
-    """Likewise of rows of tokens, the first of each given."""
+def surprise_of(scorer: Denoiser, rows: Sequence[Sequence[int]], given: int = 1) -> Ratio:
+    """Likewise of rows of tokens, of which the first `given` are not counted."""
     if not scorer.attention.leads:
         raise ValueError(
             f"the scorer has {scorer.attention.kind} attention; expected a model that predicts the next token: an "
             "autoregressive one, or a leader model"
         )
     device = next(scorer.parameters()).device
-    rows = [list(row[: scorer.context_length]) or [0] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    rows = [list(row[: scorer.context_length]) for row in rows]
+    order = sorted((i for i in range(len(rows)) if len(rows[i]) > max(given, 1)), key=lambda i: len(rows[i]))
     nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
     batches = []
     for start in range(0, len(order), ROWS):
         some = [torch.tensor(rows[i]) for i in order[start : start + ROWS]]
         tokens = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(device)
-        ends = torch.tensor([len(row) for row in some], device=device)
-        batches.append(Batch(tokens, torch.arange(tokens.shape[1], device=device) < ends[:, None]))
-    found = score(scorer, batches, mode="exact", rows=ROWS)
-    nats[order], counts[order] = found.totals.numpy(), found.counts.numpy()
+        ends, here = (
+            torch.tensor([len(row) for row in some], device=device),
+            torch.arange(tokens.shape[1], device=device),
+        )
+        batches.append(Batch(tokens, (here < ends[:, None]) & (here >= given)))
+    if batches:
+        found = score(scorer, batches, mode="exact", rows=ROWS)
+        nats[order], counts[order] = found.totals.numpy(), found.counts.numpy()
     return Ratio(nats, counts)
