@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -147,6 +149,28 @@ def test_embedders_know_topics(kind, corpus):
     assert near_[same].mean() > near_[~same].mean() + 0.3
     assert not embed(["zzz qqq"]).any()
     assert embed([]).shape[0] == 0
+
+
+def test_an_embedder_from_a_folder(tmp_path, monkeypatch):
+    """The library is not installed here: what it would be is played by a class with its two calls."""
+
+    class SentenceTransformer:
+        def __init__(self, folder, device):
+            assert (folder, device) == (str(tmp_path), "cpu")
+
+        def encode(self, texts, show_progress_bar, convert_to_numpy):
+            return np.array([[3.0, 4.0]] * len(texts), dtype=np.float32)
+
+    (tmp_path / "modules.json").write_text("[]")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ValueError, match="pip install sentence-transformers"):
+        Sentences(str(tmp_path))
+    played = ModuleType("sentence_transformers")
+    played.__dict__["SentenceTransformer"] = SentenceTransformer
+    monkeypatch.setitem(sys.modules, "sentence_transformers", played)
+    embed = Sentences(str(tmp_path))
+    assert embed.name == tmp_path.name
+    assert embed(["a", "b"]) == pytest.approx(np.array([[0.6, 0.8]] * 2))
 
 
 def test_information_by_hand():

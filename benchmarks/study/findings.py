@@ -35,11 +35,7 @@ class Finding:
 
     @property
     def told(self) -> str:
-        return "; ".join(f"{name} {figure(each)}" for name, each in self.differences.items())
-
-
-def figure(found: Difference) -> str:
-    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f}), effect {found.effect:+.2f}"
+        return "; ".join(f"{name} {each.told}" for name, each in self.differences.items())
 
 
 def between(sets: Sets, one: str, other: str, figures: Sequence[str]) -> dict[str, Difference]:

@@ -37,6 +37,7 @@ Embed = Annotated[list[str] | None, typer.Option("--embedder", help="The folder 
 Seed = Annotated[int, typer.Option(help="Keys every random choice.")]
 Out = Annotated[str | None, typer.Option("--out", "-o", help="A folder for quality.json, .html, .png and the texts.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Numbers = Annotated[str | None, typer.Option(help="Of the model that writes: float32, bfloat16, ...")]
 FILE = "quality.json"
 HEAD = ("steps", "T", "calls", "gen. perplexity", "entropy", "distinct-2", "self-BLEU", "MAUVE-style", "tokens")
 
@@ -61,6 +62,7 @@ def quality(
     out: Out = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier report in --out.")] = False,
     device: Device = "cpu",
+    dtype: Numbers = None,
     json: Json = False,
 ) -> None:
     """Generative perplexity under another model, never without entropy; variety, and likeness to real text."""
@@ -80,7 +82,7 @@ def quality(
 
     calls, heats = numbers(steps, "steps"), [float(each) for each in numbers(temperatures, "temperatures", whole=False)]
     place = None if out is None else vacant(out, FILE, overwrite, (KEPT, f".{KEPT}."))
-    network, text = hub.load(model_place(model), device=device)
+    network, text = hub.load(model_place(model), device=device, dtype=dtype)
     judge, own = hub.load(model_place(scorer), device=device)
     causal = network.attention.kind == "causal"
     decoder = decoder or ("confidence" if causal else "random")

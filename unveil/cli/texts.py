@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -81,7 +81,7 @@ def texts(
     if scorer is not None:
         model, own = hub.load(model_place(scorer), device=device)
         nats = [surprise(model, own, side.texts) for side in sides]
-    facts = {
+    facts: dict[str, Any] = {
         "tokens are": f"those of {tokenizer}" if tokenizer else "words, as space divides them",
         "embedders": [each.name for each in embedders],
         "embedders fitted to": ", ".join(reference) if reference else "the texts themselves",
@@ -99,6 +99,7 @@ def texts(
         about = {**facts, **contrasted(compared)}
         lines = [*listed([compared.one, compared.other], compared), "", *told(compared)]
         html = page(compared.one, compared, facts)
+    lines.append(f"embedders: {', '.join(facts['embedders'])}, fitted to {facts['embedders fitted to']}")
     if place is not None:
         about["files"] = leave(place, {FILE: pretty(about), "texts.html": html})
         lines.append(f"In {place}: {', '.join(about['files'])}")
@@ -143,11 +144,7 @@ def listed(sides: list[Described], compared: Compared | None = None) -> list[str
         ]
         if compared is not None:
             less = compared.differences.get(name)
-            span = (
-                [f"{less.value:+.3f}", f"{less.low:+.3f} to {less.high:+.3f}", f"{less.effect:+.2f}"]
-                if less
-                else [""] * 3
-            )
+            span = [f"{less.value:+.3f}", f"{less.low:+.3f} to {less.high:+.3f}", less.size] if less else [""] * 3
             cells += span
         rows.append([title(name), *cells])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]

@@ -44,7 +44,7 @@ def verdicts(compared: Compared) -> str:
     """What the texts say of the published claims, and the picture of all effects."""
     rows = "".join(
         f"<tr><td>{escape(each.claim.name)}</td><td class='word'>{escape(each.word)}</td>"
-        f"<td>{escape(each.sentence(compared.differences).split(': ', 2)[2])}</td></tr>"
+        f"<td>{escape(each.numbers(compared.differences))}</td></tr>"
         for each in compared.verdicts
     )
     return (
@@ -63,7 +63,7 @@ def table(one: Described, compared: Compared | None) -> str:
         cells = [span(side.figures.get(name)) for side in sides]
         less = None if compared is None else compared.differences.get(name)
         if less is not None:
-            cells += [f"{less.value:+.3f}", f"{less.low:+.3f} to {less.high:+.3f}", f"{less.effect:+.2f}"]
+            cells += [f"{less.value:+.3f}", f"{less.low:+.3f} to {less.high:+.3f}", less.size]
         lines.append([title(name), *cells])
     row = "<tr>{}</tr>".format
     top = row("".join(f"<th>{escape(cell)}</th>" for cell in head))

@@ -65,12 +65,10 @@ class Verdict:
 
     def sentence(self, differences: Mapping[str, Difference]) -> str:
         """With the numbers behind it."""
-        told = ", ".join(
-            f"{short(name)} {differences[name].value:+.3f} ({differences[name].low:+.3f} to "
-            f"{differences[name].high:+.3f}, effect {differences[name].effect:+.2f})"
-            for name in self.signs
-        )
-        return f"{self.claim.name}: {self.word}: {told}"
+        return f"{self.claim.name}: {self.word}: {self.numbers(differences)}"
+
+    def numbers(self, differences: Mapping[str, Difference]) -> str:
+        return ", ".join(f"{short(name)} {differences[name].told}" for name in self.signs)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,15 @@ class Difference:
         """Of what lies outside of chance: 1 above, -1 below, 0 neither."""
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
+    @property
+    def size(self) -> str:
+        """The effect for people; "-" where no text differs from another."""
+        return f"{self.effect:+.2f}" if math.isfinite(self.effect) else "-"
+
+    @property
+    def told(self) -> str:
+        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f}, effect {self.size})"
+
 
 def estimate(measure: Measure, texts: int, *, seed: int = 0, draws: int = DRAWS) -> Estimate:
     """The figure of `texts` texts. Figures of as many texts and one seed are resampled alike."""
