@@ -14,9 +14,8 @@ from study.findings import ENTROPIES, Finding, findings
 from study.variants import AR, BLOCKS, DECODERS, FIRST, Job, decoded, digest, from_the_left, variants
 
 from unveil import hub
-from unveil.cli.measure import judged
+from unveil.cli.quality import judged
 from unveil.codecs.text import Text
-from unveil.data import Packed
 from unveil.denoiser import Denoiser
 from unveil.evaluate.kinship import kinship
 from unveil.evaluate.quality import corpus, passages
@@ -59,8 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     more = dict(each.split("=", 1) for each in given.more)
     text = matching(given.ar, [given.dlm, *more.values()])
     parent = hub.load_model(given.ar)
-    side, named, held = judged(parent, text, given.data, "text", None)
-    assert isinstance(side, Packed)
+    side, named, held = judged(parent, text, given.data)
     real = passages([side.document(i) for i in range(len(side))], given.prompt, given.length, given.texts)
     report = Report(f"differences{'-' if given.name else ''}{given.name}", given.results)
     say = partial(report.console.print, markup=False, highlight=False)
@@ -75,8 +73,7 @@ def main(words: Sequence[str] | None = None) -> None:
         rows[each], took[each] = decoded(job, loaded, real.prompts, given.work, given.rows)
         say(f"[{number}/{len(ways)}] {each}: {took[each]['processor_seconds']:.0f} s")
 
-    whole, _, _ = judged(parent, text, given.data, "text", False)
-    assert isinstance(whole, Packed)
+    whole, _, _ = judged(parent, text, given.data, held_out=False)
     embedders = fitted(corpus(text, (whole.document(i) for i in range(len(whole)))))
     scorer, words_of = hub.load(given.scorer or given.ar)
     kin = kinship(hub.load_model(given.dlm), scorer)

@@ -278,7 +278,7 @@ def test_texts_command(run, place):
         (["texts", "rows.jsonl", "--scorer", "dlm"], "the scorer has full attention"),
         (["texts", "rows.jsonl", "--embedder", "ar"], "modules.json"),
         (["texts", "rows.jsonl", "--out", "stories.txt"], "is a file"),
-        (["texts", "rows.jsonl", "--out", "ar", "--overwrite"], "no report left"),
+        (["texts", "rows.jsonl", "--out", "ar", "--overwrite"], "that no report left there"),
         (["quality", "dlm", "--scorer", "other", "--steps", "4,x"], "steps is '4,x'"),
         (["quality", "dlm", "--scorer", "other", "--temperatures", "0"], "temperatures is '0'"),
         (

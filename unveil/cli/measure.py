@@ -11,9 +11,6 @@ from .places import model_place
 from .say import Json, result, table
 
 if TYPE_CHECKING:
-    from ..codecs.text import Text
-    from ..data.order import Stream
-    from ..denoiser import Denoiser
     from ..evaluate.likelihood import Score
 
 Place = Annotated[str, typer.Argument(help="A folder, a hub id or an embedded model.")]
@@ -42,13 +39,22 @@ def score(
 ) -> None:
     """Nats per token and perplexity on text: exact, or an upper bound, and it says which."""
     from .. import hub
+    from ..data import converse, prepare
     from ..evaluate.likelihood import score as measure
+    from ..nn.grow import bare
     from ..train.machine import moved
 
     if mode not in ("auto", "exact", "bound"):
         raise ValueError(f"no mode called {mode!r}; there are: auto, exact, bound")
     network, text = hub.load(model_place(model), device=device)
-    side, named, held = judged(network, text, data, field, held_out)
+    ours = bare(network).config.get("unveil") or {}
+    sources, held, sides = wanted(ours, data, held_out)
+    named = ", ".join(sources)
+    if ours.get("chat") and sources == trained(ours):
+        corpus = converse(sources, text, **sides)
+    else:
+        corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
+    side = corpus.held_out if held else corpus.train
     if side.tokens < length:
         raise ValueError(f"{named} has {side.tokens} tokens here, less than one row of {length}: lower --length")
     batch = moved(side.windows(length, windows), next(network.parameters()).device)
@@ -63,25 +69,20 @@ def score(
     result(about, json, table([("model", model), ("data", where), *rows]))
 
 
-def judged(
-    network: Denoiser, text: Text, data: list[str] | None, field: str, held_out: bool | None
-) -> tuple[Stream, str, bool]:
-    """The text that a model is measured on, its name, and whether training held it out."""
-    from ..data import converse, prepare
-    from ..nn.grow import bare
+def trained(ours: dict) -> list[str]:
+    """What a model's config says it was trained on."""
+    sources = ours.get("data", "stdlib")
+    return [sources] if isinstance(sources, str) else sources
 
-    ours = bare(network).config.get("unveil") or {}
-    trained = ours.get("data", "stdlib")
-    trained = [trained] if isinstance(trained, str) else trained
-    sources = data or trained
-    held = sources == trained if held_out is None else held_out
-    share = ours.get("held_out", 0.02) if held else 0.0
-    sides = {"held_out": share, "by": ours.get("split", "tokens")}
-    if ours.get("chat") and sources == trained:
-        corpus = converse(sources, text, **sides)
-    else:
-        corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
-    return corpus.held_out if held else corpus.train, ", ".join(sources), held
+
+def wanted(ours: dict, data: list[str] | None, held_out: bool | None) -> tuple[list[str], bool, dict]:
+    """Which text is measured on, whether only what training held out of it, and how that is told apart.
+
+    Without --data it is what the model was trained on, the held-out side; of other data everything.
+    """
+    sources = data or trained(ours)
+    held = sources == trained(ours) if held_out is None else held_out
+    return sources, held, {"held_out": ours.get("held_out", 0.02) if held else 0.0, "by": ours.get("split", "tokens")}
 
 
 def plain(found: Score) -> dict:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .measure import judged
-from .places import model_place
-from .reports import leave, needs, pretty, vacant
+from .measure import wanted
+from .places import model_place, vacant, whole
+from .reports import needs, pretty
 from .say import Json, result
 
 if TYPE_CHECKING:
-    from ..evaluate.quality import Quality
+    from ..codecs.text import Text
+    from ..data import Packed
+    from ..denoiser import Denoiser
+    from ..evaluate.quality import Point, Quality
     from ..evaluate.texts.resampling import Estimate
 
 Place = Annotated[str, typer.Argument(help="A folder, a hub id or an embedded model: it writes.")]
@@ -69,7 +72,6 @@ def quality(
     needs("unveil quality", "eval", "scipy", "sklearn")
     from .. import __version__, hub, spec
     from ..choices import with_options
-    from ..data import Packed
     from ..evaluate.kinship import kinship
     from ..evaluate.problems import Setting
     from ..evaluate.quality import Judge, Passages, Point, Quality, corpus, passages, ways, written
@@ -81,15 +83,13 @@ def quality(
     from ..watch.quality_page import page
 
     calls, heats = numbers(steps, "steps"), [float(each) for each in numbers(temperatures, "temperatures", whole=False)]
-    place = None if out is None else vacant(out, FILE, overwrite, (KEPT, f".{KEPT}."))
+    place = None if out is None else vacant(out, FILE, "report", overwrite)
     network, text = hub.load(model_place(model), device=device, dtype=dtype)
     judge, own = hub.load(model_place(scorer), device=device)
     causal = network.attention.kind == "causal"
     decoder = decoder or ("confidence" if causal else "random")
     spec.build("decoders", with_options(decoder, temperature=1.0))
     side, named, held = judged(network, text, data, field, held_out)
-    if not isinstance(side, Packed):
-        raise ValueError(f"{named} are conversations; expected plain text to compare with: name it by --data")
     if prompt == 0 and text.start_id is None:
         raise ValueError("the tokenizer has no beginning-of-text token to write from: give --prompt some tokens")
     documents = [side.document(i) for i in range(len(side))]
@@ -141,9 +141,25 @@ def quality(
     if place is not None:
         texts = "".join(line(point) for point in points)
         html = page(done, facts)
-        about["files"] = leave(place, {FILE: pretty(about), "quality.html": html, "texts.jsonl": texts} | picture(done))
+        about["files"] = whole(place, {FILE: pretty(about), "quality.html": html, "texts.jsonl": texts} | picture(done))
         lines.append(f"In {place}: {', '.join(about['files'])}")
     result(about, json, lines)
+
+
+def judged(
+    network: Denoiser, text: Text, data: list[str] | None, field: str = "text", held_out: bool | None = None
+) -> tuple[Packed, str, bool]:
+    """Real text, its name, and whether training held it out. ValueError where a model was trained on conversations."""
+    from ..data import prepare
+    from ..nn.grow import bare
+
+    ours = bare(network).config.get("unveil") or {}
+    sources, held, sides = wanted(ours, data, held_out)
+    named = ", ".join(sources)
+    if ours.get("chat") and not data:
+        raise ValueError(f"{named} are conversations; expected plain text to compare with: name it by --data")
+    corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
+    return corpus.held_out if held else corpus.train, named, held
 
 
 def numbers(words: str, name: str, whole: bool = True) -> list[float]:
@@ -161,7 +177,7 @@ def numbers(words: str, name: str, whole: bool = True) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def line(point) -> str:
+def line(point: Point) -> str:
     """The texts of a point as rows, as `unveil texts` reads them."""
     import json
 
@@ -169,7 +185,7 @@ def line(point) -> str:
     return "".join(json.dumps({"text": text, **about}, ensure_ascii=False) + "\n" for text in point.texts)
 
 
-def picture(found: Quality) -> dict[str, bytes | None]:
+def picture(found: Quality) -> dict[str, bytes]:
     """The plot, where matplotlib is installed."""
     from ..watch.quality_plot import png
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .places import model_place
-from .reports import leave, needs, pretty, vacant
+from .places import model_place, vacant, whole
+from .reports import needs, pretty
 from .say import Json, result
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def texts(
 
     if paired and other is None:
         raise ValueError("--paired needs a second set of texts")
-    place = None if out is None else vacant(out, FILE, overwrite)
+    place = None if out is None else vacant(out, FILE, "report", overwrite)
     text = None if tokenizer is None else Text.load(locate(model_place(tokenizer)))
     sides = [collect(each, text, field=field, length=length) for each in (one, other) if each is not None]
     if len(sides) == 2 and not paired:
@@ -101,7 +101,7 @@ def texts(
         html = page(compared.one, compared, facts)
     lines.append(f"embedders: {', '.join(facts['embedders'])}, fitted to {facts['embedders fitted to']}")
     if place is not None:
-        about["files"] = leave(place, {FILE: pretty(about), "texts.html": html})
+        about["files"] = whole(place, {FILE: pretty(about), "texts.html": html})
         lines.append(f"In {place}: {', '.join(about['files'])}")
     result(about, json, lines)
 
