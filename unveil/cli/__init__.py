@@ -15,6 +15,8 @@ from . import (
     chat,
     demo,
     describe,
+    evaluate,
+    harness,
     learn,
     map,
     measure,
@@ -63,6 +65,10 @@ for command, examples in {
         "unveil bench tasks-dlm --task sudoku --out bench",
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
     ],
+    evaluate.eval_: [
+        "unveil eval stdlib-dlm --tasks infill,arithmetic --limit 20",
+        "unveil eval my-dlm --tasks hellaswag,piqa,lambada --tasks-dir eval/ --compare my-ar --limit 200 --out report",
+    ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
     quality.quality: [
         "unveil quality my-dlm --scorer another-ar --steps 8,16,32,64 --out quality",
@@ -80,6 +86,11 @@ for command, examples in {
     shown = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}".replace("[[", "\\[[") for line in examples)
     app.command(command.__name__.rstrip("_"), epilog=shown, no_args_is_help=False)(command)
 app.add_typer(calibrate.app, name="calibrate")
+app.command(
+    "harness",
+    epilog="[dim]Examples[/dim]\n\n  unveil harness --model_args pretrained=my-dlm --tasks hellaswag --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(harness.harness)
 
 
 def version(wanted: bool) -> None:

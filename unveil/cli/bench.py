@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .places import model_place
+from .places import model_place, vacant, whole
 from .say import Json, clean, progress, result
 
 if TYPE_CHECKING:
@@ -68,14 +67,15 @@ def bench(
     from ..evaluate.unfinished import FILE as KEPT
     from ..evaluate.unfinished import Unfinished, files
     from ..folder import locate
+    from ..tasks import to_be_written
 
     chosen = {"decoders": listed(decoders), "caches": listed(caches)}
     for kind, given in chosen.items():
         for each in given:
             spec.build(kind, each)
-    asked = spec.build("tasks", task)
+    asked = to_be_written(spec.build("tasks", task), task)
     sets, problems = draws(asked, count, seeds)
-    place = None if out is None else vacant(out, overwrite)
+    place = None if out is None else vacant(out, FILE, "bench", overwrite)
     loaded = {name: files(locate(model_place(name))) for name in (model, ar) if name}
     asked_for = {"model": model, "task": task, "count": count, "seeds": seeds, "guide": guide, "block": block}
     asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device, "dtype": dtype}
@@ -122,52 +122,25 @@ def listed(given: Sequence[str] | None) -> list[str]:
     return [each.strip() for many in given or () for each in many.split(";") if each.strip()]
 
 
-def vacant(out: str, overwrite: bool) -> Path:
-    """The folder of the results, refused before anything is measured. An unfinished bench may lie there."""
-    from ..evaluate.unfinished import FILE as KEPT
-    from ..folder import recover
-
-    place = Path(out).expanduser().resolve()
-    recover(place)
-    if place.is_file():
-        raise ValueError(f"{out} is a file: expected a folder for the results")
-    if place.is_dir() and any(not path.name.startswith((KEPT, f".{KEPT}.")) for path in place.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} exists and is not empty: choose another folder, or --overwrite")
-        if not (place / FILE).is_file():
-            raise ValueError(f"{out} holds something that no bench left there: it will not be overwritten")
-    return place
-
-
 def write(place: Path, found: Bench, told: Advice, facts: dict, about: dict) -> list[str]:
-    """All files in a folder beside, and then the folder in its place; their names."""
+    """All files of the results; their names."""
     import json
-    import shutil
 
-    from ..folder import exchange
     from ..watch.bench_page import page
 
-    part = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    part.mkdir(parents=True)
-    try:
-        (part / FILE).write_text(json.dumps(clean(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (part / "bench.html").write_text(page(found, told, facts), encoding="utf-8")
-        picture(part / "pareto.png", found, told)
-        names = sorted(path.name for path in part.iterdir())
-        exchange(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return names
+    data = json.dumps(clean(about), indent=1, ensure_ascii=False) + "\n"
+    return whole(place, {FILE: data, "bench.html": page(found, told, facts), **picture(found, told)})
 
 
-def picture(path: Path, found: Bench, told: Advice) -> None:
-    """The Pareto plot, where matplotlib is installed."""
+def picture(found: Bench, told: Advice) -> dict[str, bytes]:
+    """The Pareto plot by its file's name, where matplotlib is installed."""
     from ..watch.pareto import png
 
     try:
-        path.write_bytes(png(found, told.best, told.sentence))
+        return {"pareto.png": png(found, told.best, told.sentence)}
     except ModuleNotFoundError:
         print("no pareto.png: matplotlib is not installed (pip install 'unveil[plot]')", file=sys.stderr)
+        return {}
 
 
 def plain(found: Bench) -> dict:

@@ -167,8 +167,9 @@ def ground(
     """The model with its task, training problems, and the cache and block that it is decoded with, asked for or not."""
     from .. import hub, spec
     from ..evaluate.problems import Subject
+    from ..tasks import to_be_written
 
-    asked = spec.build("tasks", task)
+    asked = to_be_written(spec.build("tasks", task), task)
     examples = asked.examples(count, "train", seed)
     network, text = hub.load(model_place(model), device=device)
     subject, look = Subject(network.eval(), text, asked), network.attention

@@ -29,6 +29,7 @@ def task(
     from pathlib import Path
 
     from .. import spec
+    from ..tasks import to_be_written
 
     path = Path(out)
     if path.suffix != ".jsonl":
@@ -37,7 +38,7 @@ def task(
         raise ValueError(f"{out} is there already: give another name, or --overwrite")
     if len(set(names)) < len(names):
         raise ValueError(f"each task is named once, got {' '.join(names)}")
-    made = [spec.build("tasks", name) for name in names]
+    made = [to_be_written(spec.build("tasks", name), name) for name in names]
     if rows < len(made):
         raise ValueError(f"expected at least one row of each of {len(made)} tasks, got {rows} rows")
     shares = [len(range(i, rows, len(made))) for i in range(len(made))]
