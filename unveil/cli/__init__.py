@@ -25,6 +25,7 @@ from . import (
     serve,
     sft,
     task,
+    trajectory,
     write,
 )
 
@@ -68,6 +69,10 @@ for command, examples in {
         "unveil eval my-dlm --tasks hellaswag,piqa,lambada --tasks-dir eval/ --compare my-ar --limit 200 --out report",
     ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
+    trajectory.trajectory: [
+        "unveil trajectory stdlib-dlm --out trajectory",
+        "unveil trajectory my-dlm --data notes/ --steps 32 --mask 0.5,0.8 --seeds 3 --sequences 200 --out study",
+    ],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
     describe.list_: ["unveil list", "unveil list decoders"],
     describe.info: ["unveil info stdlib-dlm", "unveil info my-dlm --check"],
