@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
+from models import TINY
 from tokenizers import Tokenizer, decoders, models
 
+from unveil import hub
 from unveil.choices import Choices, with_options
+from unveil.cli.write import fill, generate
 from unveil.codecs.spelling import Spelling
 from unveil.codecs.text import Text
 from unveil.codecs.train import train_tokenizer
+from unveil.nn.transformer import Transformer
 from unveil.serve.answer import Answer, Place, Until
 from unveil.serve.messages import Done, Step, Write
 
@@ -79,6 +86,41 @@ def test_what_follows_a_text_keeps_its_space():
     assert spelling.after().add(world) == "world"
     assert spelling.alone(world) == " world"
     assert spelling.raw(world) == list(b" world")
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_stretch_follows_what_stands_before_it(name):
+    spelling, chance = SPELLINGS[name], random.Random(1)
+    decode = spelling.text.decode
+    for _ in range(100):
+        row = chance.choices(range(spelling.text.vocab), k=40)
+        start, stop = sorted(chance.choices(range(40), k=2))
+        before, found = "".join(map((speller := spelling.after()).add, row[:start])), spelling.between(row, start, stop)
+        if not speller.holds:  # else a character begins before the stretch and belongs to it
+            assert before + found == decode(row[:stop])
+    assert spelling.between(row, 0, len(row)) == decode(row)
+
+
+def test_unveil_generate_keeps_the_space_that_an_answer_begins_with(tmp_path, capsys):
+    """Llama's tokenizers leave out the first space of a text, and what is written is not the beginning of one."""
+    text = sentence_piece()
+    mask, world = text.add_mask(), text.tokenizer.token_to_id("▁world")
+    model = Transformer(replace(TINY, vocab=text.vocab, mask_id=mask, qk_norm=None)).eval()
+    with torch.no_grad():
+        for p in model.blocks.parameters():
+            p.zero_()
+        model.embed.weight.fill_(1)
+        model.head.weight.zero_()
+        model.head.weight[world] = 1
+    place = hub.save(model, tmp_path / "worldly", text)
+    assert text.decode([world]) == "world"
+    generate(["Hello"], model=str(place), length=2, decoder="confidence", json=True)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"][0]
+    assert said["completion"] == " world world"
+    assert said["text"] == "Hello world world"
+    fill(["Hello[[1]]"], model=str(place), json=True)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["filled"][0]
+    assert (said["text"], said["blanks"]) == ("Hello world", [" world"])
 
 
 def test_single_bytes_wait_for_the_whole_run():

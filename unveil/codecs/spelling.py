@@ -8,6 +8,7 @@ from functools import cached_property
 from .text import Text
 
 KEPT = 8  # tokens that a window begins anew with
+CONTEXT = 64  # tokens before a stretch that decide how it begins: with a space, in the middle of a character
 UNSURE = "\ufffd"  # what decoding puts where bytes are no character, or not yet
 
 
@@ -82,6 +83,11 @@ class Spelling:
     def added(self) -> frozenset[int]:
         """Tokens that are spelled as they are named."""
         return frozenset(self.text.tokenizer.get_added_tokens_decoder())
+
+    def between(self, row: Sequence[int], start: int, stop: int) -> str:
+        """The text of the tokens from `start` to `stop`, as it follows what stands before them in the row."""
+        speller = self.after(row[max(0, start - CONTEXT) : start])
+        return "".join(map(speller.add, row[start:stop])) + speller.close()
 
     def after(self, context: Sequence[int] = ()) -> Speller:
         """Spells what follows `context`, of which it says nothing."""

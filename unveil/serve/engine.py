@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,13 +15,13 @@ from ..denoiser import Denoiser
 from ..nn.grow import bare
 from ..together import answers
 from .cohort import Cohort, Member, Request
-from .memory import SLACK, SPREAD, Network, spare
+from .memory import Network, spare
 from .messages import Admitted, Cancel, Done, Drained, Event, Load, Ready, Refusal, Submit
 from .orders import Orders
 from .prefixes import Prefill, Prefixes, settled
+from .seats import seated
 
 FAULTS = (ValueError, RuntimeError, AssertionError, LookupError, TypeError, ArithmeticError, AttributeError, OSError)
-COHORT = 32  # rows on one canvas at most
 TELL = 0.5  # seconds between two reports of the load
 SHORT = 32  # positions of a prompt that are computed with the first prediction rather than before it
 CHUNK = 1024  # positions of prompts computed in one round: what runs beside them is not held up for longer
@@ -171,7 +172,7 @@ class Engine:
         store, member.reused = self.prefixes.begin(prompt, stop)
         self.reused += member.reused
         if stop - member.reused <= SHORT:
-            member.store, member.known = store, member.reused
+            member.seat = replace(member.seat, store=store, known=member.reused)
             self.fresh.append(member)
             return
         for prefill in self.prefills:
@@ -184,18 +185,23 @@ class Engine:
         self.tasks[member] = prefill
 
     def gather(self) -> None:
-        """Begin cohorts of the rows that are new; rows of a cohort are alike in options and nearly in length."""
-        kinds: dict[tuple, list[Member]] = {}
-        for member in self.fresh:
-            kinds.setdefault(member.key, []).append(member)
+        """Begin cohorts of the rows that are new and of those that have finished a block; others of these go on."""
+        resting = [cohort for cohort in self.cohorts if cohort.asked is None]
+        staying, groups = seated(self.fresh, resting, self.model.attention)
         self.fresh = []
-        for members in kinds.values():
-            members.sort(key=lambda member: len(member.tokens))
-            while members:
-                longest = len(members[0].tokens) * SPREAD + SLACK
-                alike = [m for m in members[:COHORT] if len(m.tokens) <= longest]
-                self.begin(alike)
-                members = members[len(alike) :]
+        self.cohorts = [cohort for cohort in self.cohorts if cohort.asked is not None or cohort in staying]
+        for cohort in staying:
+            self.proceed(cohort)
+        for members in groups:
+            self.begin(members)
+
+    def proceed(self, cohort: Cohort) -> None:
+        """Ask for the next pass."""
+        try:
+            if not cohort.proceed():
+                self.hear(cohort)
+        except FAULTS as error:
+            self.fail(cohort, error)
 
     def begin(self, members: Sequence[Member]) -> None:
         try:
@@ -242,7 +248,7 @@ class Engine:
         self.prefills.remove(prefill)
         self.prefixes.keep(prefill.prompt, prefill.store, 0)
         for member in prefill.members:
-            member.store, member.known = prefill.store, prefill.stop
+            member.seat = replace(member.seat, store=prefill.store, known=prefill.stop)
             del self.tasks[member]
         self.fresh += prefill.members
         self.prefixes.shrink(self.memory - self.used)
@@ -252,7 +258,8 @@ class Engine:
         try:
             if cohort.hear(logits):
                 self.hear(cohort)
-                if cohort.living and not cohort.proceed():
+                cohort.sweep()
+                if cohort.living and not cohort.rests and not cohort.proceed():
                     self.hear(cohort)
         except FAULTS as error:
             self.fail(cohort, error)
