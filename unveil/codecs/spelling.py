@@ -104,14 +104,16 @@ class Speller:
 
     def __init__(self, spelling: Spelling, context: Sequence[int] = ()):
         self.spelling, self.ids, self.holds = spelling, list(context), False
-        self.shown = len(self.sure())
+        whole = spelling.text.decode(self.ids)
+        # Whole characters at the end of the context are there already, whatever single bytes may follow them.
+        self.shown = len(self.sure()) if whole.endswith(UNSURE) else len(whole)
         self.shorten()
 
     def add(self, token: int) -> str:
         """The text that has become certain."""
         self.ids.append(token)
         sure = self.sure()
-        new, self.shown = sure[self.shown :], len(sure)
+        new, self.shown = sure[self.shown :], max(self.shown, len(sure))
         if len(self.ids) > 2 * KEPT:
             self.shorten()
         return new

@@ -23,6 +23,7 @@ from ..guides import Guide
 from ..sample import prepare
 from .messages import Step, Submit, Write
 
+PATIENCE = 3  # rounds that a row waits in all so as to go on in company
 Likely = list[tuple[int, float]]
 """Tokens and their log-probabilities, best first."""
 
@@ -83,6 +84,7 @@ class Member:
     forwards: int = 0
     reused: int = 0  # positions of the prompt that were found computed
     seat: Seat = field(init=False)
+    patience: int = PATIENCE
     told: int = 0  # steps that were said of it
     silent: int = 0  # steps not to say again, of a row that was begun anew
     apart: bool = False  # may it share no canvas?
@@ -144,14 +146,21 @@ class Cohort:
     @property
     def rests(self) -> bool:
         """Is a block finished, so that its rows may go on elsewhere?"""
-        if self.asked is not None or self.canvas.latest is None:
-            return False
-        if not all(member is None or member.moves for member in self.members):
-            return False
-        return self.canvas.step >= self.canvas.budget or self.canvas.finished
+        over = self.canvas.step >= self.canvas.budget or self.canvas.finished
+        return self.asked is None and self.canvas.latest is not None and self.moves and over
+
+    @property
+    def moves(self) -> bool:
+        """May its rows go on elsewhere when a block is finished?"""
+        return all(member is None or member.moves for member in self.members)
+
+    @property
+    def left(self) -> int:
+        """Rounds after which the block is finished for certain."""
+        return self.canvas.budget - self.canvas.step
 
     def onward(self) -> list[tuple[Member, int, int]]:
-        """The rows that are left where it `rests`: what is known of each, and where its next block begins."""
+        """The rows that are left: what will be known of each, and where its next block begins."""
         starts, width = self.canvas.starts.tolist(), self.canvas.block.width
         rows = zip(self.members, starts, strict=True)
         return [(member, start, start + width) for member, start in rows if member is not None]

@@ -134,7 +134,7 @@ class Engine:
         self.gather()
         for prefill in self.prefills:
             prefill.plan(max(CHUNK // len(self.prefills), SHORT), self.device)
-        tasks = [*self.prefills, *self.cohorts]
+        tasks = [task for task in (*self.prefills, *self.cohorts) if task.asked is not None]
         if tasks:
             self.rounds += 1
             for task, logits in zip(tasks, self.computed(tasks), strict=True):
@@ -186,13 +186,15 @@ class Engine:
 
     def gather(self) -> None:
         """Begin cohorts of the rows that are new and of those that have finished a block; others of these go on."""
-        resting = [cohort for cohort in self.cohorts if cohort.asked is None]
-        staying, groups = seated(self.fresh, resting, self.model.attention)
-        self.fresh = []
-        self.cohorts = [cohort for cohort in self.cohorts if cohort.asked is not None or cohort in staying]
-        for cohort in staying:
+        found = seated(self.fresh, self.cohorts, self.model.attention)
+        self.fresh = found.held
+        moved = {id(member) for group in (*found.groups, found.held) for member in group}
+        self.cohorts = [each for each in self.cohorts if not any(id(member) in moved for member in each.members)]
+        for member in found.held:
+            self.tasks.pop(member, None)
+        for cohort in found.going:
             self.proceed(cohort)
-        for members in groups:
+        for members in found.groups:
             self.begin(members)
 
     def proceed(self, cohort: Cohort) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from ..attention import Attention
-from .cohort import Cohort, Member
+from .cohort import PATIENCE, Cohort, Member
 from .memory import room
 
 COHORT = 32  # rows on one canvas at most
@@ -26,40 +27,81 @@ def kind(member: Member, first: int, known: int, attention: Attention) -> tuple:
     return options, None if whole else rest, first - known > size
 
 
-def seated(
-    fresh: Iterable[Member], resting: Sequence[Cohort], attention: Attention
-) -> tuple[list[Cohort], list[list[Member]]]:
-    """The resting cohorts that go on as they are, and the rows for new ones."""
-    kinds: dict[tuple, list[tuple[Member, int, Cohort | None]]] = {}
+@dataclass(frozen=True)
+class Place:
+    """A row that is new, or has finished a block, and where it goes on."""
+
+    member: Member
+    first: int  # position of its next block
+    cohort: Cohort | None  # that it comes from
+
+
+@dataclass
+class Seating:
+    """What becomes of the rows at the beginning of a block."""
+
+    going: list[Cohort] = field(default_factory=list)  # as they are
+    groups: list[list[Member]] = field(default_factory=list)  # on new canvases
+    held: list[Member] = field(default_factory=list)  # that wait for company; of whole cohorts nothing is said
+
+
+def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attention) -> Seating:
+    """Put rows together: those of one kind that begin a block now, and those that soon will.
+
+    A cohort's round costs almost as much for one row as for many, so a row waits for others of its kind where these
+    are sure to finish their block in time: `PATIENCE` rounds of its life at most.
+    """
+    kinds: dict[tuple, list[Place]] = {}
     for member in fresh:
         of = kind(member, member.seat.first, member.seat.known, attention)
-        kinds.setdefault(of, []).append((member, member.seat.first, None))
-    for cohort in resting:
-        for member, known, first in cohort.onward():
-            kinds.setdefault(kind(member, first, known, attention), []).append((member, first, cohort))
-    staying, groups = [], []
-    for group in (group for alike in kinds.values() for group in near(alike)):
-        cohort = group[0][2]
-        if cohort is not None and cohort.living == len(group) and all(each[2] is cohort for each in group):
-            staying.append(cohort)
-        else:
-            groups.append([each[0] for each in group])
-    for cohort in resting:
-        if cohort not in staying:
-            cohort.part()
-    return staying, groups
+        kinds.setdefault(of, []).append(Place(member, member.seat.first, None))
+    for cohort in cohorts:
+        if cohort.asked is None:
+            for member, known, first in cohort.onward():
+                kinds.setdefault(kind(member, first, known, attention), []).append(Place(member, first, cohort))
+    found = Seating()
+    soon = arrivals(cohorts, attention) if kinds else {}
+    waiting, parted = [], []
+    for of, places in kinds.items():
+        for group in near(places):
+            cohort = group[0].cohort
+            if soon.get(of, PATIENCE + 1) <= min(place.member.patience for place in group):
+                waiting += group
+            elif cohort and cohort.living == len(group) and all(place.cohort is cohort for place in group):
+                found.going.append(cohort)
+            else:
+                found.groups.append([place.member for place in group])
+                parted += [place.cohort for place in group if place.cohort and place.cohort not in parted]
+    for cohort in parted:
+        cohort.part()
+    for place in waiting:
+        place.member.patience -= 1
+        if place.cohort is None or place.cohort in parted:
+            found.held.append(place.member)
+    return found
 
 
-def near(rows: list[tuple[Member, int, Cohort | None]]) -> list[list[tuple[Member, int, Cohort | None]]]:
+def arrivals(cohorts: Iterable[Cohort], attention: Attention) -> dict[tuple, int]:
+    """Rounds until rows of a kind are sure to begin a block."""
+    soon: dict[tuple, int] = {}
+    for cohort in cohorts:
+        if cohort.asked is not None and cohort.moves and cohort.left <= PATIENCE:
+            for member, known, first in cohort.onward():
+                of = kind(member, first, known, attention)
+                soon[of] = min(soon.get(of, cohort.left), cohort.left)
+    return soon
+
+
+def near(rows: list[Place]) -> list[list[Place]]:
     """Rows apart that would make each other's canvas too long."""
-    rows.sort(key=lambda row: (len(row[0].tokens), row[1]))
-    groups: list[list[tuple[Member, int, Cohort | None]]] = []
+    rows.sort(key=lambda row: (len(row.member.tokens), row.first))
+    groups: list[list[Place]] = []
     first = rest = most = 0
     for row in rows:
-        length, begins = len(row[0].tokens), row[1]
-        first, rest = max(first, begins), max(rest, length - begins)
+        length = len(row.member.tokens)
+        first, rest = max(first, row.first), max(rest, length - row.first)
         if not groups or len(groups[-1]) == COHORT or first + rest > most:
             groups.append([])
-            first, rest, most = begins, length - begins, room(length)
+            first, rest, most = row.first, length - row.first, room(length)
         groups[-1].append(row)
     return groups
