@@ -20,6 +20,7 @@ from .messages import Admitted, Cancel, Done, Drained, Event, Load, Ready, Refus
 from .orders import Orders
 from .prefixes import Prefill, Prefixes, settled
 from .seats import seated
+from .threads import Threads
 
 FAULTS = (ValueError, RuntimeError, AssertionError, LookupError, TypeError, ArithmeticError, AttributeError, OSError)
 TELL = 0.5  # seconds between two reports of the load
@@ -42,8 +43,12 @@ class Engine:
         start_id: int | None = None,
         memory: int | None = None,
         text: Text | None = None,
+        threads: int | None = None,
     ):
-        """`memory` is bytes for keys, values and logits of requests; None: a share of what the machine has free."""
+        """`memory` is bytes for keys, values and logits of requests; None: a share of what the machine has free.
+
+        `threads` of the processor are used where a round is worth them; None: their number is left as it is.
+        """
         parameter = next(model.parameters())
         self.model, self.name, self.start_id, self.text = model, name, start_id, text
         self.device, self.dtype = parameter.device, str(parameter.dtype).removeprefix("torch.")
@@ -59,6 +64,8 @@ class Engine:
         self.prefixes = Prefixes((attention.kind == "block" and attention.block) or 1, self.network.position)
         self.orders = Orders(model, self.network, self.memory, text)
         self.events: list[Event] = []  # to be told by the next step
+        self.parameters = sum(p.numel() for p in bare(model).parameters())
+        self.threads = threads and Threads(self.parameters, threads)
         self.rounds = self.passes = self.tokens = self.reused = 0
         self.draining = False
         self.last = 0.0  # when the load was told
@@ -74,7 +81,7 @@ class Engine:
             block=attention.block,
             context=self.model.context_length,
             vocab=self.network.vocab,
-            parameters=sum(p.numel() for p in bare(self.model).parameters()),
+            parameters=self.parameters,
             device=self.device.type,
             dtype=self.dtype,
             memory=self.memory,
@@ -225,6 +232,8 @@ class Engine:
     def computed(self, tasks: Sequence[Prefill | Cohort]) -> list[Tensor | None]:
         """The logits of each pass; None for those that failed."""
         asks = [task.asked for task in tasks if task.asked is not None]
+        if self.threads:
+            self.threads.suit(asks)
         try:
             found, passes = answers(self.model, asks)
             self.passes += passes

@@ -100,7 +100,9 @@ def begin(words: argparse.Namespace) -> Engine:
         model, text = hub.load(words.model, dtype=words.dtype, device=words.device)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{words.model} does not fit into the memory of {words.device}") from error
-    return Engine(model.eval(), name=words.name or words.model, start_id=text.start_id, memory=words.memory, text=text)
+    threads = torch.get_num_threads() if words.threads is None and words.device == "cpu" else None
+    name = words.name or words.model
+    return Engine(model.eval(), name=name, start_id=text.start_id, memory=words.memory, text=text, threads=threads)
 
 
 def arguments() -> argparse.Namespace:
@@ -111,7 +113,11 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--device", default="cpu")
     found.add_argument("--dtype", help="default: float32 on a CPU, else the checkpoint's own")
     found.add_argument("--memory", type=int, help="bytes for keys and values of requests")
-    found.add_argument("--threads", type=int, help="threads of the processor")
+    found.add_argument(
+        "--threads",
+        type=int,
+        help="threads of the processor; default: one per core for large rounds, one for small ones",
+    )
     return found.parse_args()
 
 
