@@ -31,7 +31,7 @@ class Pending:
         self.timer: asyncio.TimerHandle | None = None
         self.reused: list[int] = []
         self.waits_for_first = True
-        self.gone = self.counted = False
+        self.gone = self.late = self.counted = False
 
     @property
     def id(self) -> str:
@@ -98,14 +98,14 @@ class Pending:
         assert self.stream is not None
         try:
             return await anext(self.stream, None)
-        except TimeoutError:
-            seconds = self.service.limits.timeout
-            raise Problem(504, f"the request took longer than {seconds:g} s", code="timeout") from None
         except Behind as error:
             raise Problem(503, str(error), code="read_too_slowly") from None
         except Lost:
             if self.gone:
                 raise Gone from None
+            if self.late:
+                seconds = self.service.limits.timeout
+                raise Problem(504, f"the request took longer than {seconds:g} s", code="timeout") from None
             raise self.lost() from None
         except ValueError as error:
             raise wrong(" ".join(str(error).split())) from None
@@ -123,9 +123,8 @@ class Pending:
 
     def expire(self) -> None:
         """The time is over: its rows are cancelled now."""
-        assert self.stream is not None
-        self.stream.cancel()
-        self.stream.fail(TimeoutError())
+        self.late = True
+        self.close()
 
     def leave(self) -> None:
         """The client went away: its rows are cancelled now."""

@@ -116,7 +116,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument(
         "--threads",
         type=int,
-        help="threads of the processor; default: one per core for large rounds, one for small ones",
+        help="of the processor; default: as rounds are worth",
     )
     return found.parse_args()
 
