@@ -61,7 +61,8 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
                 kinds.setdefault(kind(member, first, known, attention), []).append(Place(member, first, cohort))
     found = Seating()
     soon = arrivals(cohorts, attention) if kinds else {}
-    waiting, parted = [], []
+    waiting: list[Place] = []
+    parted: dict[int, Cohort] = {}  # each once
     for of, places in kinds.items():
         for group in near(places):
             cohort = group[0].cohort
@@ -71,12 +72,12 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
                 found.going.append(cohort)
             else:
                 found.groups.append([place.member for place in group])
-                parted += [place.cohort for place in group if place.cohort and place.cohort not in parted]
-    for cohort in parted:
+                parted |= {id(place.cohort): place.cohort for place in group if place.cohort}
+    for cohort in parted.values():
         cohort.part()
     for place in waiting:
         place.member.patience -= 1
-        if place.cohort is None or place.cohort in parted:
+        if place.cohort is None or id(place.cohort) in parted:
             found.held.append(place.member)
     return found
 
