@@ -211,9 +211,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape-repeats", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the random weights")
     parser.add_argument("--requests", type=int, default=2000, help="for the curve of memory; 0: leave it out")
-    parser.add_argument(
-        "--threads", type=int, default=2, help="of the offline batches, at most"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="of the offline batches, at most")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "serve-memory.png")
     given = parser.parse_args(words)
