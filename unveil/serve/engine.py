@@ -65,7 +65,7 @@ class Engine:
         self.orders = Orders(model, self.network, self.memory, text)
         self.events: list[Event] = []  # to be told by the next step
         self.parameters = sum(p.numel() for p in bare(model).parameters())
-        self.threads = threads and Threads(self.parameters, threads)
+        self.threads = Threads(self.parameters, threads) if threads else None
         self.rounds = self.passes = self.tokens = self.reused = 0
         self.draining = False
         self.last = 0.0  # when the load was told
