@@ -16,7 +16,7 @@ from unveil.codecs.text import Text
 from unveil.codecs.train import train_tokenizer
 from unveil.nn.shift import Shifted
 from unveil.nn.transformer import Transformer
-from unveil.serve.constraint import ANY_OBJECT, Document, compiled, vocabulary
+from unveil.serve.grammar import ANY_OBJECT, Document, compiled, vocabulary
 
 NAME = {"type": "string", "maxLength": 10}
 PERSON = {
@@ -131,7 +131,7 @@ def completed(text: Text, schema: dict, ids: list[int]) -> list[int]:
         assert document.take(token), text.decode(ids)
     ids, dice, closing = list(ids), random.Random(0), {text.encode(c)[0] for c in '"}]'}
     while not document.ended:
-        able = document.allowed(text.vocab).nonzero()[:, 0].tolist()
+        able = document.allowed(text.vocab).nonzero()[0].tolist()
         token = text.eos_id if text.eos_id in able else dice.choice(sorted(closing & set(able)) or able)
         assert document.take(token)
         if token != text.eos_id:

@@ -13,8 +13,9 @@ from unveil import hub, spec
 from unveil.canvas import Canvas
 from unveil.codecs.text import Text
 from unveil.sample import denoise, prepare, writer
-from unveil.serve.constraint import Constrained, Document, check, compiled, fits, vocabulary
+from unveil.serve.constraint import Constrained, fits
 from unveil.serve.engine import Engine
+from unveil.serve.grammar import Document, check, compiled, vocabulary
 from unveil.serve.messages import Done, Refusal, Row, Step, Submit
 from unveil.together import together
 

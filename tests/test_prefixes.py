@@ -92,7 +92,7 @@ def test_answers_to_one_prompt_share_its_computation():
     watch.step()
     assert computed == [80]
     watch.finish()
-    assert computed[1] == 4 * 2  # the prompt's last token and the leader
+    assert computed[1] == 4  # the prompt's last token of each row; what it predicts is not computed yet
     assert len({tuple(watch.tokens("n", row)) for row in range(4)}) > 1
     assert [watch.tokens("n", row) for row in range(4)] == [alone(model("leader"), order, row) for row in range(4)]
 

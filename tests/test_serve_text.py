@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
+from models import TINY
 from tokenizers import Tokenizer, decoders, models
 
+from unveil import hub
 from unveil.choices import Choices, with_options
+from unveil.cli.write import fill, generate
 from unveil.codecs.spelling import Spelling
 from unveil.codecs.text import Text
 from unveil.codecs.train import train_tokenizer
+from unveil.nn.transformer import Transformer
 from unveil.serve.answer import Answer, Place, Until
 from unveil.serve.messages import Done, Step, Write
 
@@ -55,6 +62,8 @@ def test_pieces_join_to_what_decoding_at_once_gives(name):
     for trial in range(400):
         pool = parts if trial % 3 == 0 and name == "byte_level" else everything
         context, ids = (chance.choices(pool, k=chance.randrange(most)) for most in (30, 60))
+        while context and context[-1] in spelling.loose:  # what single bytes are depends on those that follow
+            context.pop()
         before, after = spelling.after(), spelling.after(context)
         told = "".join(map(before.add, context))
         pieces = [after.add(each) for each in ids]
@@ -79,6 +88,36 @@ def test_what_follows_a_text_keeps_its_space():
     assert spelling.after().add(world) == "world"
     assert spelling.alone(world) == " world"
     assert spelling.raw(world) == list(b" world")
+
+
+def test_a_stretch_follows_what_stands_before_it():
+    spelling = SPELLINGS["sentence_piece"]
+    euro, (hello, world) = spelling.text.encode("€"), map(spelling.text.tokenizer.token_to_id, ("▁Hello", "▁world"))
+    row = [hello, world, *euro, world, *euro, *euro]
+    spoken = [(0, 1, "Hello"), (1, 2, " world"), (2, 5, "€"), (5, 6, " world"), (6, 12, "€€"), (9, 12, "€"), (2, 2, "")]
+    assert [spelling.between(row, start, stop) for start, stop, _ in spoken] == [text for *_, text in spoken]
+
+
+def test_unveil_generate_keeps_the_space_that_an_answer_begins_with(tmp_path, capsys):
+    """Llama's tokenizers leave out the first space of a text, and what is written is not the beginning of one."""
+    text = sentence_piece()
+    mask, world = text.add_mask(), text.tokenizer.token_to_id("▁world")
+    model = Transformer(replace(TINY, vocab=text.vocab, mask_id=mask, qk_norm=None)).eval()
+    with torch.no_grad():
+        for p in model.blocks.parameters():
+            p.zero_()
+        model.embed.weight.fill_(1)
+        model.head.weight.zero_()
+        model.head.weight[world] = 1
+    place = hub.save(model, tmp_path / "worldly", text)
+    assert text.decode([world]) == "world"
+    generate(["Hello"], model=str(place), length=2, decoder="confidence", json=True)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"][0]
+    assert said["completion"] == " world world"
+    assert said["text"] == "Hello world world"
+    fill(["Hello[[1]]"], model=str(place), json=True)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["filled"][0]
+    assert (said["text"], said["blanks"]) == ("Hello world", [" world"])
 
 
 def test_single_bytes_wait_for_the_whole_run():

@@ -122,3 +122,36 @@ def test_a_network_of_another_kind_is_asked_pass_by_pass():
     found, calls = answers(Plain(), [ask, ask])
     assert calls == 2
     assert (found[1].argmax(-1) == tokens.reshape(-1)).all()
+
+
+@pytest.mark.parametrize("starts", [torch.tensor([4, 4, 4]), torch.tensor([3, 6, 5])])
+@torch.no_grad()
+def test_a_causal_pass_computes_nothing_for_the_position_it_predicts(starts):
+    """What is predicted there comes from the position before, and nobody else looks at it."""
+    model, tokens, width = network("plain", shifted=True), prompts(3, 12), 4
+    widths: list[int] = []
+    model.model.blocks[0].register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))
+
+    def asked(read: torch.Tensor, rule=causal, **options) -> tuple[torch.Tensor, Store]:
+        store = Store(12)
+        model(tokens, Context(Window(0, 6), causal, store=store))
+        store.length = 6
+        context = Context(Window.of(starts, width), rule, store=store, exact=True, read=read, **options)
+        return model(tokens, context), store
+
+    last = torch.arange(3) * width + width - 1
+    found, store = asked(last)
+    assert widths.pop() == width - 1
+    position = (starts + width - 1)[:, None]
+    alone = model(tokens, Context(Window(0, 12), causal)).gather(1, position[..., None].expand(-1, -1, 16))[:, 0]
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
+    for layer, pair in store.kept.items():
+        whole = Store(12)
+        model(tokens, Context(Window(0, 12), causal, store=whole))
+        for mine, theirs in zip(pair, whole.kept[layer], strict=True):
+            for row, stop in enumerate(position[:, 0].tolist()):
+                torch.testing.assert_close(mine[row, :, :stop], theirs[row, :, :stop], atol=1e-4, rtol=1e-4)
+    # Where more is read, a row is not read, or others may look there, everything is computed.
+    for read, rule in ((last - 1, causal), (last[1:], causal), (last, leading(starts, width))):
+        asked(read, rule)
+        assert widths.pop() == width

@@ -49,6 +49,7 @@ class Canvas:
         if not bool(blank.any(1).all()):
             raise ValueError("every row needs at least one blank")
         self.first = blank.int().argmax(1).cpu()  # (B,) where each row's first blank is
+        self.earlier = torch.zeros_like(self.seeds)  # (B,) blocks that were written before a row came to this canvas
         self.taken = torch.zeros_like(self.seeds)  # (B,) predictions a row had a use for; it waited through the others
         self.hidden = torch.zeros_like(self.given)  # (B, L) what a contrasting guide hides from its weaker look
 

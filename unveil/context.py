@@ -5,7 +5,7 @@ Shapes: B rows, L positions, W positions under the window, K keys, G key-value h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -151,15 +151,25 @@ class Store:
             window.put(buffer.transpose(1, 2), fresh.transpose(1, 2))
         return pair[0][:, :, : self.length], pair[1][:, :, : self.length]
 
-    def copy(self, other: Store, row: int, rows: int, length: int) -> None:
-        """Take over the first `length` positions of a store of one row, as those of `row` out of `rows`."""
-        for layer, pair in other.kept.items():
-            if layer not in self.kept:
-                size = rows, pair[0].shape[1], self.capacity, pair[0].shape[3]
-                self.kept[layer] = pair[0].new_zeros(size), pair[1].new_zeros(size)
-            for mine, theirs in zip(self.kept[layer], pair, strict=True):
-                mine[row, :, :length] = theirs[0, :, :length]
-        self.length = max(self.length, length)
+    def collect(self, rows: Sequence[tuple[Store, int, int] | None]) -> None:
+        """Take over the beginnings of rows of other stores: of each the store, its place there, how many positions.
+
+        None for a row of which nothing is known.
+        """
+        sources: dict[int, list[tuple[int, Store, int, int]]] = {}
+        for row, source in enumerate(rows):
+            if source is not None:
+                sources.setdefault(id(source[0]), []).append((row, *source))
+        for group in sources.values():
+            into, (store, *_), length = [each[0] for each in group], group[0][1:], max(each[3] for each in group)
+            for layer, pair in store.kept.items():
+                if layer not in self.kept:
+                    size = len(rows), pair[0].shape[1], self.capacity, pair[0].shape[3]
+                    self.kept[layer] = pair[0].new_zeros(size), pair[1].new_zeros(size)
+                place = torch.tensor([each[2] for each in group], device=pair[0].device)
+                for mine, theirs in zip(self.kept[layer], pair, strict=True):
+                    mine[into, :, :length] = theirs[place, :, :length]
+            self.length = max(self.length, length)
 
     def drop(self, rows: Tensor) -> None:
         """Free the memory of `rows` (B,) bool; no pass may take part in them from now on."""

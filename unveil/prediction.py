@@ -157,7 +157,7 @@ class Prediction:
     def noise(self, purpose: int) -> Tensor:
         """(N,) float64 uniforms in (0, 1) for the positions read, each row from its own seed."""
         canvas, (row, place) = self.canvas, self.places
-        return uniform(canvas.seeds[row], canvas.number, canvas.step, purpose, place)
+        return uniform(canvas.seeds[row], canvas.earlier[row] + canvas.number, canvas.step, purpose, place)
 
 
 def nucleus(p: Tensor, top_p: float) -> Tensor:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
+from urllib.parse import urlsplit
 
 BUSY = 0.2  # seconds before a client that was told to come back does so
+END = b"\r\n0\r\n\r\n"  # of a body in chunks
 
 
 @dataclass(frozen=True)
@@ -69,44 +69,69 @@ def serving(model: str, *options: str) -> Iterator[Server]:
             server.terminate()
 
 
-async def ask(client: httpx.AsyncClient, body: dict, number: int) -> Answer:
-    """One streamed completion."""
-    began = time.perf_counter()
-    while True:
-        first, parts, usage = None, [], {}
-        async with client.stream("POST", "/v1/completions", json=body) as answer:
-            if answer.status_code == 429:
+@dataclass
+class Client:
+    """One connection that asks again and again. While an answer comes, its bytes are kept and looked at no further."""
+
+    host: str
+    port: int
+    reader: asyncio.StreamReader | None = None
+    writer: asyncio.StreamWriter | None = None
+
+    async def ask(self, body: dict, number: int) -> Answer:
+        """One streamed completion."""
+        content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
+        began = time.perf_counter()
+        while True:
+            if self.writer is None:
+                self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+            assert self.reader is not None
+            self.writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            status = int((await self.reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+            if status == 429:
+                self.writer.close()
+                self.writer = None
                 await asyncio.sleep(BUSY)
                 continue
-            if answer.status_code != 200:
-                raise RuntimeError(f"{answer.status_code}: {(await answer.aread()).decode()}")
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    raise RuntimeError(chunk["error"]["message"])
-                usage = chunk.get("usage") or usage
-                for choice in chunk["choices"]:
-                    if choice["text"]:
-                        first = first or time.perf_counter() - began
-                        parts.append(choice["text"])
-        seconds = time.perf_counter() - began
-        text = "".join(parts)
-        return Answer(number, began, first or seconds, seconds, usage["completion_tokens"], usage["forwards"], text)
+            if status != 200:
+                raise RuntimeError(f"{status}: {(await self.reader.read(1000)).decode(errors='replace')}")
+            answer, first = bytearray(), None
+            while not answer.endswith(END):
+                piece = await self.reader.read(1 << 16)
+                first = first or time.perf_counter() - began
+                if not piece:
+                    raise RuntimeError("the server left off in the middle of an answer")
+                answer += piece
+            return told(number, began, first or 0.0, time.perf_counter() - began, bytes(answer))
+
+
+def told(number: int, began: float, first: float, seconds: float, content: bytes) -> Answer:
+    """What a finished stream says."""
+    lines = [line[6:] for line in content.split(b"\n") if line.startswith(b"data: {")]
+    chunks = [json.loads(line) for line in lines]
+    for chunk in chunks:
+        if "error" in chunk:
+            raise RuntimeError(chunk["error"]["message"])
+    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    usage = chunks[-1]["usage"]
+    return Answer(number, began, first, seconds, usage["completion_tokens"], usage["forwards"], text)
 
 
 async def crowd(address: str, bodies: Sequence[dict], clients: int, each: Callable[[Answer], None]) -> None:
     """`clients` at once, all requests between them, in order."""
     waiting = iter(enumerate(bodies))
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=address, timeout=None, limits=limits) as http:
+    parts = urlsplit(address)
+    assert parts.hostname is not None
+    assert parts.port is not None
 
-        async def one() -> None:
-            for number, body in waiting:
-                each(await ask(http, {**body, "stream": True, "stream_options": {"include_usage": True}}, number))
+    async def one(client: Client) -> None:
+        for number, body in waiting:
+            each(await client.ask(body, number))
+        if client.writer is not None:
+            client.writer.close()
 
-        await asyncio.gather(*(one() for _ in range(clients)))
+    await asyncio.gather(*(one(Client(parts.hostname, parts.port)) for _ in range(clients)))
 
 
 def load(server: Server, bodies: Sequence[dict], clients: int, each: Callable[[Answer], None] = lambda _: None):

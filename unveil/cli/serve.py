@@ -29,7 +29,7 @@ Port = Annotated[int, typer.Option(help="0: any that is free.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 Numbers = Annotated[str | None, typer.Option(help="float32, bfloat16, ...; default: float32 on a CPU, else its own.")]
 Memory = Annotated[str | None, typer.Option(help="For keys and values of requests, such as 4GB; default: what fits.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the processor; default: one per core.")]
+Threads = Annotated[int | None, typer.Option(help="Of the processor; default: a core each, one for small passes.")]
 Decoding = Annotated[str, typer.Option("--decoder", "-d", help="Of requests that name none; see unveil list.")]
 Caching = Annotated[str | None, typer.Option("--cache", "-c", help="Likewise; default: causal where exact.")]
 Block = Annotated[int | None, typer.Option(help="Likewise: positions per block; default: the model's own.")]
@@ -83,11 +83,10 @@ def serve(
     json: Json = False,
 ) -> None:
     """Serve a model to OpenAI clients and to browsers, on this machine alone unless --host says otherwise."""
-    import asyncio
     from functools import partial
     from importlib.util import find_spec
 
-    if not all(find_spec(each) for each in ("fastapi", "uvicorn", "prometheus_client", "llguidance")):
+    if not all(find_spec(each) for each in ("fastapi", "uvicorn", "httptools", "prometheus_client", "llguidance")):
         raise ValueError("unveil serve needs what its extra brings: pip install 'unveil[serve]'")
     from ..serve.limits import Limits
 
@@ -135,7 +134,7 @@ def serve(
         options = {"name": called, "device": device, "dtype": dtype, "memory": room, "threads": threads}
         create = partial(app.create, text=text, limits=limits, journal=journal)
         announce = partial(address, sock, json)
-        status = asyncio.run(
+        status = listen.run(
             listen.serve(engine(model, options), limits, create, sock, announce, drain=drain, journal=journal)
         )
     except Lost as error:

@@ -18,6 +18,7 @@ from .say import Json, result
 
 if TYPE_CHECKING:
     from ..canvas import Canvas
+    from ..codecs.spelling import Spelling
     from ..codecs.text import Text
     from ..decoders import Decoder
     from ..denoiser import Denoiser
@@ -61,6 +62,7 @@ def generate(
     """Continue prompts: diffusion in blocks, or token by token with --block 1 where the model can."""
     from .. import hub
     from ..canvas import Canvas
+    from ..codecs.spelling import Spelling
     from ..sample import row_seeds, writer
 
     if n < 1:
@@ -82,12 +84,14 @@ def generate(
     prompt_rows = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
     canvas = Canvas.answering(prompt_rows, length, network.mask_id, row_seeds(seed, len(rows)))
     cost = run(network, text, canvas, chosen, cache, block, steps, titles, json, record, guide)
-    samples = []
+    spelling, samples = Spelling(text), []
     for index, (row, ids) in enumerate(zip(canvas.rows(), rows, strict=True)):
         answer = row[len(ids) :].tolist()
         if text.eos_id in answer:
             answer = answer[: answer.index(text.eos_id)]
-        prompt, completion = given[index // n], text.decode(answer)
+        start = 0 if chat else len(ids)  # an answer to a conversation is a text of its own
+        completion = spelling.between([*ids[:start], *answer], start, start + len(answer))
+        prompt = given[index // n]
         whole = completion if chat else prompt + completion
         samples.append({"prompt": prompt, "completion": completion, "text": whole, "seed": seed + index})
     made = {"model": model, "decoder": decoder, **cost, "samples": samples}
@@ -121,6 +125,7 @@ def fill(
     from .. import hub
     from ..attention import FULL
     from ..canvas import Canvas
+    from ..codecs.spelling import Spelling
     from ..evaluate.lengths import DRAWS, fit
     from ..sample import row_seeds
 
@@ -153,7 +158,7 @@ def fill(
         for name in ("forwards", "seconds"):
             costs[-1][name] += search[name]
         lengths = choices[best][0]
-        whole, parts = spelled(text, canvas.rows()[0].tolist(), template, lengths)
+        whole, parts = spelled(Spelling(text), canvas.rows()[0].tolist(), template, lengths)
         filled.append({"text": whole, "blanks": parts, "lengths": list(lengths), "bound": scores[best]})
     total = {name: sum(cost[name] for cost in costs) for name in ("forwards", "tokens", "seconds")}
     shared = {name: costs[0][name] for name in ("cache", "block", "steps", "guide")}
@@ -163,14 +168,16 @@ def fill(
         )
 
 
-def spelled(text: Text, row: list[int], template: blanks.Template, lengths: tuple[int, ...]) -> tuple[str, list[str]]:
+def spelled(
+    spelling: Spelling, row: list[int], template: blanks.Template, lengths: tuple[int, ...]
+) -> tuple[str, list[str]]:
     """The whole text without special tokens, and what stands in each blank."""
     parts, at = [], 0
     for piece, length in zip(template.pieces, lengths, strict=False):
         at += len(piece)
-        parts.append(text.decode(row[at : at + length]))
+        parts.append(spelling.between(row, at, at + length))
         at += length
-    return text.decode(row), parts
+    return spelling.text.decode(row), parts
 
 
 def tokens(text: Text, prompt: str, chat: bool) -> list[int]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from .text import Text
 
 KEPT = 8  # tokens that a window begins anew with
+CONTEXT = 64  # tokens before a stretch that decide how it begins: with a space, in the middle of a character
 UNSURE = "\ufffd"  # what decoding puts where bytes are no character, or not yet
 
 
@@ -83,6 +84,11 @@ class Spelling:
         """Tokens that are spelled as they are named."""
         return frozenset(self.text.tokenizer.get_added_tokens_decoder())
 
+    def between(self, row: Sequence[int], start: int, stop: int) -> str:
+        """The text of the tokens from `start` to `stop`, as it follows what stands before them in the row."""
+        speller = self.after(row[max(0, start - CONTEXT) : start])
+        return "".join(map(speller.add, row[start:stop])) + speller.close()
+
     def after(self, context: Sequence[int] = ()) -> Speller:
         """Spells what follows `context`, of which it says nothing."""
         return Speller(self, context)
@@ -98,14 +104,16 @@ class Speller:
 
     def __init__(self, spelling: Spelling, context: Sequence[int] = ()):
         self.spelling, self.ids, self.holds = spelling, list(context), False
-        self.shown = len(self.sure())
+        whole = spelling.text.decode(self.ids)
+        # Whole characters at the end of the context are there already, whatever single bytes may follow them.
+        self.shown = len(self.sure()) if whole.endswith(UNSURE) else len(whole)
         self.shorten()
 
     def add(self, token: int) -> str:
         """The text that has become certain."""
         self.ids.append(token)
         sure = self.sure()
-        new, self.shown = sure[self.shown :], len(sure)
+        new, self.shown = sure[self.shown :], max(self.shown, len(sure))
         if len(self.ids) > 2 * KEPT:
             self.shorten()
         return new

@@ -40,7 +40,7 @@ class Decoder(ABC):
         """Called before anything else; ValueError when the decoder was made for another model."""
 
     def begin(self, canvas: Canvas) -> None:
-        """Called once per canvas."""
+        """Called once per canvas. What is remembered beyond a block begins here and nowhere else."""
 
     def enter(self, canvas: Canvas) -> None:
         """Called once per block, before its first prediction."""

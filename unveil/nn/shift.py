@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..context import EVERYTHING, Ask, Context, Window
+from ..context import EVERYTHING, Ask, Context, Window, causal
 from ..denoiser import Denoiser
 
 
@@ -28,7 +28,7 @@ class Shifted(Denoiser):
 
     def forward(self, tokens: Tensor, ctx: Context = EVERYTHING) -> Tensor:
         """(B, L) to (B, W, V), or (N, V) under `ctx.read`, as every denoiser."""
-        inner, late = self.moved(ctx, tokens.shape[1])
+        inner, late = self.moved(ctx, tokens)
         logits = self.model(tokens, inner)
         if ctx.read is not None:
             return logits
@@ -41,21 +41,22 @@ class Shifted(Denoiser):
 
     def inside(self, ask: Ask) -> tuple[Denoiser, Ask]:
         assert ask.context.read is not None
-        return self.model.inside(Ask(ask.tokens, self.moved(ask.context, ask.tokens.shape[1])[0]))
+        return self.model.inside(Ask(ask.tokens, self.moved(ask.context, ask.tokens)[0]))
 
-    def moved(self, ctx: Context, length: int) -> tuple[Context, Tensor | None]:
-        """What the network within is asked, for sequences of `length` positions.
+    def moved(self, ctx: Context, tokens: Tensor) -> tuple[Context, Tensor | None]:
+        """What the network within is asked, for (B, L) tokens.
 
         In a window that was widened to the left: (B,) rows in which that was possible, None for all.
         """
-        window, read = ctx.over(length), ctx.read
+        window, read = ctx.over(tokens.shape[1]), ctx.read
         if window.starts == 0 if isinstance(window.starts, int) else not bool(window.starts.any()):
             if read is not None:
                 at = (read % window.width - 1).clamp(min=0)
                 ctx = replace(ctx, read=read // window.width * window.width + at)
             return ctx, None
         if ctx.exact and read is not None and bool((read % window.width > 0).all()):
-            return replace(ctx, read=read - 1), None  # all predecessors lie in the window
+            # All predecessors lie in the window.
+            return shortened(ctx, window, read, len(tokens)) or replace(ctx, read=read - 1), None
         if isinstance(window.starts, int):
             wider, late = window.widened(1), None
         else:  # a row that begins at 0 cannot begin earlier: it is computed one position further instead
@@ -70,3 +71,17 @@ class Shifted(Denoiser):
                 at = torch.where(late.to(at.device)[row], at, (at - 1).clamp(min=0))
             inner = replace(inner, read=row * wider.width + at)
         return inner, late
+
+
+def shortened(ctx: Context, window: Window, read: Tensor, rows: int) -> Context | None:
+    """The pass without the window's last column, where that is all that is predicted, once in every row; else None.
+
+    Under a causal rule nothing else looks at that column, and what it would put into the store is put there again by
+    the pass that reads the token written now. One position fewer: half of an autoregressive pass.
+    """
+    last = window.width - 1
+    plain = ctx.rule is causal and window.at is None and ctx.positions is None and ctx.stale is None
+    row = torch.arange(rows, device=read.device)
+    if not plain or not torch.equal(read, row * window.width + last):
+        return None
+    return replace(ctx, window=Window(window.starts, last), read=row * last + last - 1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..codecs.spelling import Spelling
+from ..codecs.spelling import CONTEXT, Spelling
 from .messages import Done, Step, Write
-
-CONTEXT = 64  # tokens before an answer that decide how it begins: with a space, in the middle of a character
 
 
 @dataclass(frozen=True)
@@ -179,8 +177,4 @@ class Answer:
     def parts(self) -> list[str]:
         """What stands in each blank."""
         row = [self.written[at].token if at in self.written else token for at, token in enumerate(self.place.tokens)]
-        found = []
-        for start, stop in self.place.blanks:
-            speller = self.spelling.after(row[max(0, start - CONTEXT) : start])
-            found.append("".join(map(speller.add, row[start:stop])) + speller.close())
-        return found
+        return [self.spelling.between(row, start, stop) for start, stop in self.place.blanks]

@@ -23,6 +23,7 @@ from ..guides import Guide
 from ..sample import prepare
 from .messages import Step, Submit, Write
 
+PATIENCE = 3  # rounds that a row waits in all so as to go on in company
 Likely = list[tuple[int, float]]
 """Tokens and their log-probabilities, best first."""
 
@@ -55,6 +56,18 @@ class Request:
         return self.order.id
 
 
+@dataclass
+class Seat:
+    """Where a row goes on, with what was written and computed of it elsewhere."""
+
+    tokens: list[int]
+    first: int  # blank
+    store: Store | None = None
+    place: int = 0  # of the row in the store's buffers
+    known: int = 0  # positions whose keys and values are in `store`
+    earlier: int = 0  # blocks written elsewhere
+
+
 @dataclass(eq=False)
 class Member:
     """One row of a request."""
@@ -67,22 +80,26 @@ class Member:
     blanks: int
     bytes: int = 0  # set aside for it
     reuses: bool = False  # are keys and values of its prompt the same whatever follows?
+    moves: bool = False  # may it go on among others when a block is finished?
     forwards: int = 0
     reused: int = 0  # positions of the prompt that were found computed
-    known: int = 0  # positions whose keys and values are in `store`
-    store: Store | None = None  # of one row
+    seat: Seat = field(init=False)
+    patience: int = PATIENCE
     told: int = 0  # steps that were said of it
     silent: int = 0  # steps not to say again, of a row that was begun anew
     apart: bool = False  # may it share no canvas?
 
+    def __post_init__(self):
+        self.seat = Seat(self.tokens, self.first)
+
     @property
     def key(self) -> tuple:
         """Rows that agree on this can be written in step without one's numbers depending on the other."""
-        return self.request.options, len(self.tokens) - self.first, self.blanks, self if self.apart else None
+        return self.request.options, len(self.tokens) - self.first, self.blanks
 
     def again(self) -> None:
         """Begin anew, by itself: what it wrote will be written again, and is not said again."""
-        self.forwards, self.known, self.store = 0, 0, None
+        self.forwards, self.seat = 0, Seat(self.tokens, self.first)
         self.silent, self.told, self.apart = self.told, 0, True
 
 
@@ -97,9 +114,10 @@ class Cohort:
         guide: Guide | None = spec.build("guides", options.guide) if options.guide else None
         own: Guide | None = spec.build("guides", decoder.guide) if decoder.guide else None
         self.guides = [each for each in (guide, own) if each is not None]
-        rows = [torch.tensor(member.tokens, device=device) for member in members]
+        rows = [torch.tensor(member.seat.tokens, device=device) for member in members]
         seeds = torch.tensor([member.seed for member in members])
         self.canvas = Canvas.filling(rows, model.mask_id, seeds, FULL if options.full else model.attention)
+        self.canvas.earlier = torch.tensor([member.seat.earlier for member in members], device=device)
         list(self.canvas.blocks(options.block))  # makes all the room that there will be
         self.resume()
         self.before = numbers(self.canvas.tokens).copy()
@@ -115,17 +133,47 @@ class Cohort:
 
     def resume(self) -> None:
         """Hand the cache the keys and values that rows bring along."""
-        members = [member for member in self.members if member is not None]
-        if not any(member.known for member in members):
+        seats = [member.seat for member in self.members if member is not None]
+        if not any(seat.known for seat in seats):
             return
         assert isinstance(self.cache, Causal)
         store = Store(self.canvas.tokens.shape[1])
-        for row, member in enumerate(members):
-            if member.store is not None:
-                store.copy(member.store, row, len(members), member.known)
-        self.cache.resume(store, torch.tensor([member.known for member in members]))
-        for member in members:
-            member.store = None
+        store.collect([None if seat.store is None else (seat.store, seat.place, seat.known) for seat in seats])
+        self.cache.resume(store, torch.tensor([seat.known for seat in seats]))
+        for seat in seats:
+            seat.store = None
+
+    @property
+    def rests(self) -> bool:
+        """Is a block finished, so that its rows may go on elsewhere?"""
+        over = self.canvas.step >= self.canvas.budget or self.canvas.finished
+        return self.asked is None and self.canvas.latest is not None and self.moves and over
+
+    @property
+    def moves(self) -> bool:
+        """May its rows go on elsewhere when a block is finished?"""
+        return all(member is None or member.moves for member in self.members)
+
+    @property
+    def left(self) -> int:
+        """Rounds after which the block is finished for certain."""
+        return self.canvas.budget - self.canvas.step
+
+    def onward(self) -> list[tuple[Member, int, int]]:
+        """The rows that are left: what will be known of each, and where its next block begins."""
+        starts, width = self.canvas.starts.tolist(), self.canvas.block.width
+        rows = zip(self.members, starts, strict=True)
+        return [(member, start, start + width) for member, start in rows if member is not None]
+
+    def part(self) -> None:
+        """Make the rows that are left ready to go on on other canvases. Of this one nothing is used any more."""
+        assert isinstance(self.cache, Causal)
+        canvas, store = self.canvas, self.cache.store
+        for member, known, first in self.onward():
+            row = self.members.index(member)
+            tokens = canvas.tokens[row, : len(member.tokens)].tolist()
+            place = row if store.place is None else int(store.place[row])
+            member.seat = Seat(tokens, first, store, place, known, member.seat.earlier + canvas.number)
 
     def proceed(self) -> bool:
         """Ask for the first pass of the next step; False when there is none because everything is written."""
@@ -187,8 +235,9 @@ class Cohort:
             if member is None:
                 continue
             if line not in found:
-                request, where = member.request, (member.forwards, canvas.number, canvas.step)
+                request, number = member.request, member.seat.earlier + canvas.number
                 spent = round(now - request.admitted, 6)
+                where = member.forwards, number, canvas.step
                 found[line] = Step(request.id, member.index, *where, [], [], final[line], spent)
             if token == canvas.mask_id:
                 found[line].taken_back.append(place)

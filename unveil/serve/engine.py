@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,13 +15,14 @@ from ..denoiser import Denoiser
 from ..nn.grow import bare
 from ..together import answers
 from .cohort import Cohort, Member, Request
-from .memory import SLACK, SPREAD, Network, spare
+from .memory import Network, spare
 from .messages import Admitted, Cancel, Done, Drained, Event, Load, Ready, Refusal, Submit
 from .orders import Orders
 from .prefixes import Prefill, Prefixes, settled
+from .seats import seated
+from .threads import Threads
 
 FAULTS = (ValueError, RuntimeError, AssertionError, LookupError, TypeError, ArithmeticError, AttributeError, OSError)
-COHORT = 32  # rows on one canvas at most
 TELL = 0.5  # seconds between two reports of the load
 SHORT = 32  # positions of a prompt that are computed with the first prediction rather than before it
 CHUNK = 1024  # positions of prompts computed in one round: what runs beside them is not held up for longer
@@ -41,8 +43,12 @@ class Engine:
         start_id: int | None = None,
         memory: int | None = None,
         text: Text | None = None,
+        threads: int | None = None,
     ):
-        """`memory` is bytes for keys, values and logits of requests; None: a share of what the machine has free."""
+        """`memory` is bytes for keys, values and logits of requests; None: a share of what the machine has free.
+
+        `threads` of the processor are used where a round is worth them; None: their number is left as it is.
+        """
         parameter = next(model.parameters())
         self.model, self.name, self.start_id, self.text = model, name, start_id, text
         self.device, self.dtype = parameter.device, str(parameter.dtype).removeprefix("torch.")
@@ -58,6 +64,8 @@ class Engine:
         self.prefixes = Prefixes((attention.kind == "block" and attention.block) or 1, self.network.position)
         self.orders = Orders(model, self.network, self.memory, text)
         self.events: list[Event] = []  # to be told by the next step
+        self.parameters = sum(p.numel() for p in bare(model).parameters())
+        self.threads = Threads(self.parameters, threads) if threads else None
         self.rounds = self.passes = self.tokens = self.reused = 0
         self.draining = False
         self.last = 0.0  # when the load was told
@@ -73,7 +81,7 @@ class Engine:
             block=attention.block,
             context=self.model.context_length,
             vocab=self.network.vocab,
-            parameters=sum(p.numel() for p in bare(self.model).parameters()),
+            parameters=self.parameters,
             device=self.device.type,
             dtype=self.dtype,
             memory=self.memory,
@@ -133,7 +141,7 @@ class Engine:
         self.gather()
         for prefill in self.prefills:
             prefill.plan(max(CHUNK // len(self.prefills), SHORT), self.device)
-        tasks = [*self.prefills, *self.cohorts]
+        tasks = [task for task in (*self.prefills, *self.cohorts) if task.asked is not None]
         if tasks:
             self.rounds += 1
             for task, logits in zip(tasks, self.computed(tasks), strict=True):
@@ -171,7 +179,7 @@ class Engine:
         store, member.reused = self.prefixes.begin(prompt, stop)
         self.reused += member.reused
         if stop - member.reused <= SHORT:
-            member.store, member.known = store, member.reused
+            member.seat = replace(member.seat, store=store, known=member.reused)
             self.fresh.append(member)
             return
         for prefill in self.prefills:
@@ -184,18 +192,25 @@ class Engine:
         self.tasks[member] = prefill
 
     def gather(self) -> None:
-        """Begin cohorts of the rows that are new; rows of a cohort are alike in options and nearly in length."""
-        kinds: dict[tuple, list[Member]] = {}
-        for member in self.fresh:
-            kinds.setdefault(member.key, []).append(member)
-        self.fresh = []
-        for members in kinds.values():
-            members.sort(key=lambda member: len(member.tokens))
-            while members:
-                longest = len(members[0].tokens) * SPREAD + SLACK
-                alike = [m for m in members[:COHORT] if len(m.tokens) <= longest]
-                self.begin(alike)
-                members = members[len(alike) :]
+        """Begin cohorts of the rows that are new and of those that have finished a block; others of these go on."""
+        found = seated(self.fresh, self.cohorts, self.model.attention)
+        self.fresh = found.held
+        moved = {id(member) for group in (*found.groups, found.held) for member in group}
+        self.cohorts = [each for each in self.cohorts if not any(id(member) in moved for member in each.members)]
+        for member in found.held:
+            self.tasks.pop(member, None)
+        for cohort in found.going:
+            self.proceed(cohort)
+        for members in found.groups:
+            self.begin(members)
+
+    def proceed(self, cohort: Cohort) -> None:
+        """Ask for the next pass."""
+        try:
+            if not cohort.proceed():
+                self.hear(cohort)
+        except FAULTS as error:
+            self.fail(cohort, error)
 
     def begin(self, members: Sequence[Member]) -> None:
         try:
@@ -217,6 +232,8 @@ class Engine:
     def computed(self, tasks: Sequence[Prefill | Cohort]) -> list[Tensor | None]:
         """The logits of each pass; None for those that failed."""
         asks = [task.asked for task in tasks if task.asked is not None]
+        if self.threads:
+            self.threads.suit(asks)
         try:
             found, passes = answers(self.model, asks)
             self.passes += passes
@@ -242,7 +259,7 @@ class Engine:
         self.prefills.remove(prefill)
         self.prefixes.keep(prefill.prompt, prefill.store, 0)
         for member in prefill.members:
-            member.store, member.known = prefill.store, prefill.stop
+            member.seat = replace(member.seat, store=prefill.store, known=prefill.stop)
             del self.tasks[member]
         self.fresh += prefill.members
         self.prefixes.shrink(self.memory - self.used)
@@ -252,7 +269,8 @@ class Engine:
         try:
             if cohort.hear(logits):
                 self.hear(cohort)
-                if cohort.living and not cohort.proceed():
+                cohort.sweep()
+                if cohort.living and not cohort.rests and not cohort.proceed():
                     self.hear(cohort)
         except FAULTS as error:
             self.fail(cohort, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections import deque
@@ -238,6 +239,8 @@ class Link:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
             limit=CHUNK,
+            # Threads that spin while they wait for each other starve whoever shares the cores with them: this process.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
         event = None
         try:

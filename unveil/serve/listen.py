@@ -8,11 +8,14 @@ import ipaddress
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .journal import Journal, say
 from .limits import Limits
@@ -20,15 +23,17 @@ from .link import Link
 from .messages import Row, Submit
 
 HEADERS = 30.0  # seconds in which a connection has to say what it wants
+HEADING = 1 << 16  # bytes in which it has to, address and headers
 UNREAD = 60.0  # seconds in which a client has to take some of an answer that is ready
 LAST = 2.0  # seconds to tell everybody that it is over
 KEPT = 30  # seconds that a connection may stay open between two requests
 
 
-class Patient(H11Protocol):
-    """HTTP with an end to patience: for connections that never ask, and for answers that nobody reads."""
+class Patient(HttpToolsProtocol):
+    """HTTP with an end to patience: for connections that never ask or never end asking, and for unread answers."""
 
     stalled: asyncio.TimerHandle | None = None
+    heading: int | None = None  # bytes of a request whose headers are not complete; None: they are
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -37,6 +42,21 @@ class Patient(H11Protocol):
     def _ask(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
             self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.heading is not None and not self.transport.is_closing():
+            self.heading += len(data)
+            if self.heading > HEADING:
+                self.send_400_response("The address and the headers of a request take too many bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.heading = 0
+
+    def on_headers_complete(self) -> None:
+        self.heading = None
+        super().on_headers_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -78,6 +98,13 @@ class Server(uvicorn.Server):
         if self.server_state.tasks:  # they see that nobody is there any more
             await asyncio.wait(list(self.server_state.tasks), timeout=1)
         self.force_exit = True
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end, on the faster loop where the system has it."""
+    factory = import_module("uvloop").new_event_loop if find_spec("uvloop") else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -68,6 +68,7 @@ class Orders:
         for member in sorted(request.members, key=lambda member: -len(member.tokens)):
             proof = self.proven(member)
             member.reuses = isinstance(proof.cache, Causal) and not proof.cache.sub
+            member.moves = moves(member, proof)
             sizes = len(member.tokens), len(member.tokens) - member.first, member.blanks
             member.bytes = demand(self.network, proof.decoder, proof.cache, proof.guides, *sizes, options.block)
         wanted = sum(member.bytes for member in request.members)
@@ -107,3 +108,21 @@ class Orders:
         if first == 0 and (self.model.shifted or self.model.attention.leads):
             raise ValueError("a row begins with a blank, and this model needs a token to follow: give it one")
         return Member(request, number, row.tokens, row.seed, first, row.tokens.count(mask))
+
+
+def moves(member: Member, proof: Proof) -> bool:
+    """May the row go on on another canvas whenever a block is finished?
+
+    Where finished blocks are kept exactly, what is written stands at the end of the text, and nothing is remembered
+    from block to block.
+    """
+    plain = isinstance(proof.cache, Causal) and not proof.cache.sub and not proof.guides
+    writes_on = member.blanks == len(member.tokens) - member.first
+    return plain and writes_on and member.request.options.block is not None and forgets(proof.decoder)
+
+
+def forgets(decoder: Decoder) -> bool:
+    """Does it begin each block as if it were the first?"""
+    kind = type(decoder)
+    plain = kind.begin is Decoder.begin and kind.done is Decoder.done and kind.rests is Decoder.rests
+    return plain and not (decoder.takes_back or decoder.lingers or decoder.ahead or decoder.reaches or decoder.afresh)

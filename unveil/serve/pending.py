@@ -28,9 +28,10 @@ class Pending:
         self.answers = [Answer(service.spelling, place, plan.stops) for place in plan.places]
         self.deadline = began + service.limits.timeout
         self.stream: Stream | None = None
+        self.timer: asyncio.TimerHandle | None = None
         self.reused: list[int] = []
         self.waits_for_first = True
-        self.gone = self.counted = False
+        self.gone = self.late = self.counted = False
 
     @property
     def id(self) -> str:
@@ -51,6 +52,7 @@ class Pending:
             raise Problem(429, str(error), code="queue_full", headers={"Retry-After": str(wait)}) from None
         except Lost:
             raise self.lost() from None
+        self.timer = asyncio.get_running_loop().call_later(self.deadline - time.perf_counter(), self.expire)
         event = await self.next()
         assert isinstance(event, Admitted)
         self.reused = event.reused
@@ -95,16 +97,15 @@ class Pending:
         """The next event; None at the end. Problem where there will be none, Gone where nobody waits for it."""
         assert self.stream is not None
         try:
-            async with asyncio.timeout(self.deadline - time.perf_counter()):
-                return await anext(self.stream, None)
-        except TimeoutError:
-            seconds = self.service.limits.timeout
-            raise Problem(504, f"the request took longer than {seconds:g} s", code="timeout") from None
+            return await anext(self.stream, None)
         except Behind as error:
             raise Problem(503, str(error), code="read_too_slowly") from None
         except Lost:
             if self.gone:
                 raise Gone from None
+            if self.late:
+                seconds = self.service.limits.timeout
+                raise Problem(504, f"the request took longer than {seconds:g} s", code="timeout") from None
             raise self.lost() from None
         except ValueError as error:
             raise wrong(" ".join(str(error).split())) from None
@@ -120,6 +121,11 @@ class Pending:
         self.service.journal.write("failure", id=self.id, error="engine", reason=event.reason)
         return Problem(500, f"something went wrong here; the server's log knows it as {self.id}")
 
+    def expire(self) -> None:
+        """The time is over: its rows are cancelled now."""
+        self.late = True
+        self.close()
+
     def leave(self) -> None:
         """The client went away: its rows are cancelled now."""
         if not self.counted:
@@ -129,6 +135,8 @@ class Pending:
 
     def close(self) -> None:
         """Nothing more is read."""
+        if self.timer is not None:
+            self.timer.cancel()
         if self.stream is not None:
             self.stream.close()
 

@@ -16,8 +16,8 @@ from ..codecs.spelling import Spelling
 from ..codecs.text import Text
 from . import schema
 from .answer import Place
-from .constraint import ANY_OBJECT, check
 from .errors import Problem, wrong
+from .grammar import ANY_OBJECT, check
 from .journal import Journal
 from .limits import Limits
 from .link import Link

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +19,7 @@ from .engine import Engine
 from .messages import Cancel, Drained, Event, Order, Refusal, Submit, line, read
 
 log = logging.getLogger("unveil.worker")
+TIDY = 5.0  # seconds between two returns of unused memory to the system
 
 
 class Orders:
@@ -48,9 +51,27 @@ def tell(pipe: int, events: Sequence[Event]) -> None:
         data = data[os.write(pipe, data) :]
 
 
+class Heap:
+    """Gives back to the system what the allocator holds and nobody uses.
+
+    Rounds make and let go tensors of ever other sizes, and glibc keeps the pieces: without this a process grows by
+    some tens of MiB over thousands of requests and looks as if it leaked. Elsewhere nothing is done.
+    """
+
+    def __init__(self):
+        self.trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self.last = time.monotonic()
+
+    def tidy(self) -> None:
+        """Every few seconds: it takes some milliseconds."""
+        if self.trim is not None and time.monotonic() - self.last > TIDY:
+            self.trim(0)
+            self.last = time.monotonic()
+
+
 def work(engine: Engine, orders: Orders, pipe: int) -> None:
     """Do what orders say until they end, or until everything is finished where they say Drain."""
-    draining = False
+    draining, heap = False, Heap()
     while not orders.ended:
         for order in orders.take(wait=engine.idle and not draining):
             if isinstance(order, Submit):
@@ -62,6 +83,7 @@ def work(engine: Engine, orders: Orders, pipe: int) -> None:
                 draining = True
         events = engine.step()
         tell(pipe, events)
+        heap.tidy()
         if any(isinstance(event, Drained) for event in events):
             return
 
@@ -78,7 +100,9 @@ def begin(words: argparse.Namespace) -> Engine:
         model, text = hub.load(words.model, dtype=words.dtype, device=words.device)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{words.model} does not fit into the memory of {words.device}") from error
-    return Engine(model.eval(), name=words.name or words.model, start_id=text.start_id, memory=words.memory, text=text)
+    threads = torch.get_num_threads() if words.threads is None and words.device == "cpu" else None
+    name = words.name or words.model
+    return Engine(model.eval(), name=name, start_id=text.start_id, memory=words.memory, text=text, threads=threads)
 
 
 def arguments() -> argparse.Namespace:
@@ -89,7 +113,11 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--device", default="cpu")
     found.add_argument("--dtype", help="default: float32 on a CPU, else the checkpoint's own")
     found.add_argument("--memory", type=int, help="bytes for keys and values of requests")
-    found.add_argument("--threads", type=int, help="threads of the processor")
+    found.add_argument(
+        "--threads",
+        type=int,
+        help="of the processor; default: as rounds are worth",
+    )
     return found.parse_args()
 
 

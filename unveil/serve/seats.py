@@ -1,0 +1,108 @@
+"""Which rows go on one canvas: alike in options and nearly in length, each at the beginning of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..attention import Attention
+from .cohort import PATIENCE, Cohort, Member
+from .memory import room
+
+COHORT = 32  # rows on one canvas at most
+
+
+def kind(member: Member, first: int, known: int, attention: Attention) -> tuple:
+    """Rows of one kind can be written in step from `first` on without one's numbers depending on the other.
+
+    The blocks of those that move are of one width. A row of whose text more than a block is still to be computed would
+    make the others compute as much: it comes to them a block later.
+    """
+    options, rest, size = member.request.options, len(member.tokens) - first, member.request.options.block
+    if member.apart:
+        return options, member
+    if not member.moves or size is None:
+        return options, rest, member.blanks
+    whole = rest + (first % size if attention.kind == "block" else 0) >= size
+    return options, None if whole else rest, first - known > size
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row that is new, or has finished a block, and where it goes on."""
+
+    member: Member
+    first: int  # position of its next block
+    cohort: Cohort | None  # that it comes from
+
+
+@dataclass
+class Seating:
+    """What becomes of the rows at the beginning of a block."""
+
+    going: list[Cohort] = field(default_factory=list)  # as they are
+    groups: list[list[Member]] = field(default_factory=list)  # on new canvases
+    held: list[Member] = field(default_factory=list)  # that wait for company; of whole cohorts nothing is said
+
+
+def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attention) -> Seating:
+    """Put rows together: those of one kind that begin a block now, and those that soon will.
+
+    A cohort's round costs almost as much for one row as for many, so a row waits for others of its kind where these
+    are sure to finish their block in time: `PATIENCE` rounds of its life at most.
+    """
+    kinds: dict[tuple, list[Place]] = {}
+    for member in fresh:
+        of = kind(member, member.seat.first, member.seat.known, attention)
+        kinds.setdefault(of, []).append(Place(member, member.seat.first, None))
+    for cohort in cohorts:
+        if cohort.asked is None:
+            for member, known, first in cohort.onward():
+                kinds.setdefault(kind(member, first, known, attention), []).append(Place(member, first, cohort))
+    found = Seating()
+    soon = arrivals(cohorts, attention) if kinds else {}
+    waiting: list[Place] = []
+    parted: dict[int, Cohort] = {}  # each once
+    for of, places in kinds.items():
+        for group in near(places):
+            cohort = group[0].cohort
+            if soon.get(of, PATIENCE + 1) <= min(place.member.patience for place in group):
+                waiting += group
+            elif cohort and cohort.living == len(group) and all(place.cohort is cohort for place in group):
+                found.going.append(cohort)
+            else:
+                found.groups.append([place.member for place in group])
+                parted |= {id(place.cohort): place.cohort for place in group if place.cohort}
+    for cohort in parted.values():
+        cohort.part()
+    for place in waiting:
+        place.member.patience -= 1
+        if place.cohort is None or id(place.cohort) in parted:
+            found.held.append(place.member)
+    return found
+
+
+def arrivals(cohorts: Iterable[Cohort], attention: Attention) -> dict[tuple, int]:
+    """Rounds until rows of a kind are sure to begin a block."""
+    soon: dict[tuple, int] = {}
+    for cohort in cohorts:
+        if cohort.asked is not None and cohort.moves and cohort.left <= PATIENCE:
+            for member, known, first in cohort.onward():
+                of = kind(member, first, known, attention)
+                soon[of] = min(soon.get(of, cohort.left), cohort.left)
+    return soon
+
+
+def near(rows: list[Place]) -> list[list[Place]]:
+    """Rows apart that would make each other's canvas too long."""
+    rows.sort(key=lambda row: (len(row.member.tokens), row.first))
+    groups: list[list[Place]] = []
+    first = rest = most = 0
+    for row in rows:
+        length = len(row.member.tokens)
+        first, rest = max(first, row.first), max(rest, length - row.first)
+        if not groups or len(groups[-1]) == COHORT or first + rest > most:
+            groups.append([])
+            first, rest, most = row.first, length - row.first, room(length)
+        groups[-1].append(row)
+    return groups
