@@ -19,8 +19,8 @@ from unveil.evaluate.conditional import Pair, conditional, encoded
 from unveil.evaluate.masks import STEPS
 from unveil.tasks import Choosing, Published, Question
 
-SEED, OURS = "DiffuLLaMA's grid", "exact count, stratified, shared masks"
-INDEPENDENT, SHARED, STRATIFIED = "exact count", "exact count, shared masks", "exact count, stratified"
+SEED, OURS = "DiffuLLaMA's grid", "ours, all of it"
+INDEPENDENT, SHARED, STRATIFIED = "one draw at a time", "one draw at a time, shared masks", "ours, masks not shared"
 LARGEST = 2**31  # of the keys that make replicates independent
 RESAMPLED = 2000
 
@@ -31,7 +31,8 @@ class Arm:
 
     name: str
     draws: int
-    forwards: float  # rows read per option
+    forwards: float  # per option, as the protocol runs them
+    rows: float  # that differ, of these
     error: NDArray[np.float64]  # (C,) variance of a contrast over replicates, nats per token squared
     mean: NDArray[np.float64]  # (C,) over replicates
     seconds: float
@@ -62,16 +63,18 @@ def run(model: Denoiser, pairs: list[list[Pair]], gold: list[int], name: str, dr
     fresh = lambda: int(numbers.integers(LARGEST))
     single, apart = name in (INDEPENDENT, SHARED), name in (INDEPENDENT, STRATIFIED, SEED)
     turns = draws if single else 1
-    given = []
+    given, alone = [], []  # `alone`: of one replicate, whose equal rows are read once as an evaluation would read them
     for options in pairs:
-        for _ in range(replicates):
+        for replicate in range(replicates):
             for _ in range(turns):
                 key = fresh()
                 given += [replace(p, key=fresh() if apart else key, option=i) for i, p in enumerate(options)]
+                alone += given[-len(options) :] if replicate == 0 else []
+    ways = {"mode": "bound", "protocol": "diffullama" if name == SEED else "exact-count", "block": 0}
     began = time.perf_counter()
-    protocol = "diffullama" if name == SEED else "exact-count"
-    found = conditional(model, given, mode="bound", protocol=protocol, block=0, draws=1 if single else draws)
+    found = conditional(model, given, draws=1 if single else draws, **ways)
     seconds = time.perf_counter() - began
+    rows = float(conditional(model, alone, draws=1 if single else draws, **ways).forwards.sum()) / len(alone) * turns
     scores = (found.nats if name == SEED else found.nats / found.tokens).numpy()
     variances, means, at = [], [], 0
     for options, right in zip(pairs, gold, strict=True):
@@ -83,8 +86,8 @@ def run(model: Denoiser, pairs: list[list[Pair]], gold: list[int], name: str, dr
                 variances.append(contrast.var(ddof=1))
                 means.append(contrast.mean())
         at += size
-    each = STEPS if name == SEED else float(found.forwards.sum()) / len(given) * turns
-    return Arm(name, draws, float(each), np.array(variances), np.array(means), seconds)
+    each = float(STEPS) if name == SEED else rows
+    return Arm(name, draws, each, rows, np.array(variances), np.array(means), seconds)
 
 
 def rms(values: NDArray[np.float64]) -> float:
@@ -165,8 +168,8 @@ def main() -> None:
     for arm in arms:
         off = rms((arm.mean - reference.mean) ** 2 + arm.error)
         turned = float(((arm.mean > 0) != (reference.mean > 0)).mean())
-        rows.append([arm.name, arm.draws, arm.forwards, rms(arm.error), off, turned, arm.seconds])
-    columns = ["estimator", "draws", "forwards per option", "standard error", "error against the bound"]
+        rows.append([arm.name, arm.draws, arm.forwards, arm.rows, rms(arm.error), off, turned, arm.seconds])
+    columns = ["estimator", "draws", "forwards per option", "distinct", "standard error", "error against the bound"]
     report.table(title, [*columns, "mean preference turned", "seconds"], rows)
     gains = {name: interval([arm for arm in arms if arm.name == name], arms[0]) for name in {a.name for a in arms[1:]}}
     told = [[name, *gains[name]] for name in (INDEPENDENT, SHARED, STRATIFIED, OURS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
@@ -112,12 +113,12 @@ def test_the_bound_is_a_mean_over_hidden_sets(shifted):
         assert float(found.nats.mean()) == pytest.approx(written_out(model, pair), abs=4 * error + 1e-5)
 
 
-def test_few_tokens_are_worked_out_and_not_drawn():
-    """Around the circle every set of one or two out of two comes up, so an even number of draws has no error."""
+def test_few_tokens_leave_little_to_draw():
+    """With all hidden known there is nothing left to draw of one token, and of two which of them is hidden alone."""
     model, pair = tiny("full", sharp=6.0), Pair([1, 2, 3], [4, 5])
-    for key in range(5):
-        found = conditional(model, [Pair(pair.context, pair.continuation, key)], draws=4)
-        assert float(found.nats[0]) == pytest.approx(written_out(model, pair), rel=1e-5)
+    found = conditional(model, [Pair(pair.context, pair.continuation, key) for key in range(50)], draws=16)
+    assert float(found.forwards.sum()) == pytest.approx(3)  # three rows there are
+    torch.testing.assert_close(found.nats, torch.full_like(found.nats, written_out(model, pair)), rtol=0.1, atol=0)
     single = conditional(model, [Pair([1, 2, 3], [4]), Pair([1, 2, 3], [5])], draws=8)
     assert single.forwards.sum() == 1  # one row, read once for both
     assert single.noise.tolist() == [0.0, 0.0]
@@ -129,7 +130,7 @@ def test_the_bound_lies_above_the_likelihood_by_the_gap():
         model = Joint(blur)
         gap = weight = 0.0
         for x in product(range(2), repeat=2):
-            given = [Pair([0, 1], list(x), key) for key in range(40)]  # position 0 means nothing, 1 is the first token
+            given = [Pair([0, 1], list(x), key) for key in range(400)]  # position 0 means nothing, 1 is the first token
             found = conditional(model, given, draws=4)
             p = float(model.p[1][x] / model.p[1].sum())
             share = {
@@ -138,10 +139,13 @@ def test_the_bound_lies_above_the_likelihood_by_the_gap():
             both = [share[(1, 2, 2)][2][x[0]], share[(1, 2, 2)][3][x[1]]]
             one = [share[(1, 2, x[1])][2][x[0]], share[(1, x[0], 2)][3][x[1]]]
             bound = -0.5 * sum(math.log(float(each)) for each in [*both, *one])
-            assert float(found.nats.mean()) == pytest.approx(bound, rel=1e-5)
+            assert float(found.nats.mean()) == pytest.approx(bound, abs=4 * float(found.nats.std()) / 20 + 1e-6)
             gap, weight = gap + p * (bound + math.log(p)), weight + p
         assert weight == pytest.approx(1)
-        assert gap == pytest.approx(0, abs=1e-6) if not blur else gap > 0.01
+        if blur:
+            assert gap > 0.01
+        else:
+            assert gap == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "block", "shifted"), KINDS)
@@ -200,21 +204,23 @@ def test_options_of_a_question_are_hidden_alike():
     assert all(bool((d.hit <= targets).all()) for d in drawn)
 
 
-def test_rounds_hide_uniform_sets_of_every_size():
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_rounds_hide_uniform_sets_of_every_size(power):
     keys = torch.arange(4000)
     targets = torch.zeros(4000, 6, dtype=torch.bool)
     targets[:, 1:5] = True
     parts = groups(targets.shape, 3, None, keys.device)  # two of the first three positions, two of the others
-    seen = torch.zeros(2, 2, 2)
-    for draw in masks.rounds(targets, parts, torch.ones_like(keys), 0, keys, 3):
+    seen, total = torch.zeros(2, 2, 2), torch.zeros(2)  # part, size of the set less 1, position
+    for draw in masks.rounds(targets, parts, torch.ones_like(keys), 0, keys, 3, power):
         for part, cells in enumerate(((1, 2), (3, 4))):
             hit, weight = draw.hit[:, cells], draw.weight[:, cells]
             k = hit.sum(1)
-            torch.testing.assert_close(weight.sum(1), torch.full((4000,), 2.0))
+            total[part] += weight.sum() / 4000
             for size in (1, 2):
-                seen[part, size - 1] += hit[k == size].float().sum(0)
-    assert float((seen / seen.sum(-1, keepdim=True) - 0.5).abs().max()) < 0.03
-    assert float((seen[:, 0].sum(-1) / 12000 - 0.5).abs().max()) < 0.03
+                seen[part, size - 1] += (weight * hit)[k == size].sum(0)
+    assert float((seen / seen.sum(-1, keepdim=True) - 0.5).abs().max()) < 0.03  # which tokens
+    torch.testing.assert_close(seen.sum(-1) / seen.sum((1, 2))[:, None], torch.full((2, 2), 0.5), rtol=0, atol=0.03)
+    torch.testing.assert_close(total, torch.full((2,), 6.0))  # each of three draws stands for two tokens, on average
 
 
 def test_the_grid_is_that_of_the_paper():
@@ -282,3 +288,15 @@ def test_what_cannot_be_scored():
     model.mask_id = -1
     with pytest.raises(ValueError, match="no mask token"):
         conditional(model, [Pair([1], [2])])
+
+
+def test_the_error_of_a_mean_is_told_from_above_and_not_by_much():
+    model, pair = tiny("full", sharp=6.0), Pair([1, 2, 3, 4], [5, 6, 7, 8, 9, 1, 2, 3])
+    other = Pair([1, 2, 3, 4], [5, 6, 7, 8, 9, 1, 3, 2])
+    each = [replace(p, key=key) for key in range(150) for p in (pair, other)]
+    found, evens = conditional(model, each, draws=8), range(0, 300, 2)
+    apart, told = found.nats[::2] - found.nats[1::2], [found.less(i, i + 1) for i in evens]
+    assert [one for one, _ in told] == pytest.approx(apart.tolist())
+    assert 0.9 < float(found.noise[::2].square().mean().sqrt() / found.nats[::2].std()) < 4
+    assert 0.9 < math.sqrt(sum(error**2 for _, error in told) / 150) / float(apart.std()) < 4
+    assert float(apart.std()) < float(found.nats[::2].std() * 2**0.5)

@@ -30,6 +30,8 @@ Report = Callable[[int, int], None]
 Way = Callable[["Rows"], "Found"]
 PROTOCOLS = ("exact-count", "diffullama")
 POSITIONS = 4096  # read in one pass, at most
+POWER = 1.5  # see `masks.rounds`
+LEAST = 0.6  # of a token's surprise with all hidden that it keeps, on average, with little else hidden
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,20 @@ class Conditional:
     def less(self, one: int, other: int) -> tuple[float, float]:
         """Nats of pair `one` less those of `other`, and the standard error of the draws: shared noise cancels."""
         apart = self.draws[one] - self.draws[other]
-        count = len(apart)
-        spread = math.sqrt(float(apart.var()) / count) if count > 1 else 0.0 if self.exact else math.nan
-        return float(apart.mean()), spread
+        return float(apart.mean()), 0.0 if self.exact else float(error(apart))
+
+
+def error(draws: Tensor) -> Tensor:
+    """(..., D) draws in the order of their levels to (...) the standard error of their mean, from above.
+
+    Levels differ in what they cost, which is no error of a mean that has all of them: what each draw is off the middle
+    of its neighbours is counted, 2/3 of whose square is the variance of one. Two draws are taken for equal levels.
+    """
+    count = draws.shape[-1]
+    if count < 3:
+        return (draws.var(-1) / count).sqrt() if count > 1 else torch.full_like(draws[..., 0], math.nan)
+    off = draws[..., 1:-1] - (draws[..., :-2] + draws[..., 2:]) / 2
+    return (off.square().mean(-1) * 2 / 3 / count).sqrt()
 
 
 def encoded(text: Text, context: str, continuation: str, key: int = 0, option: int = 0) -> Pair:
@@ -135,10 +148,9 @@ def conditional(
                     report(done, len(pairs))
     finally:
         model.train(was)
-    noise = (each.var(1) / draws).sqrt() if draws > 1 else torch.full_like(forwards, 0.0 if exact else math.nan)
     return Conditional(
         each.mean(1),
-        noise,
+        torch.zeros_like(forwards) if exact else error(each),
         torch.tensor([len(pair.continuation) for pair in pairs]),
         each,
         greedy if exact else None,
@@ -238,9 +250,11 @@ def chosen(model: Denoiser, exact: bool, grid: bool, block: int | None, draws: i
         masked.diffusible(model, rows.batch)
         if grid:
             drawn = masks.grid(rows.answer, rows.starts, rows.seed, rows.keys, rows.options)
-        else:
-            parts = torch.zeros_like(rows.tokens)
-            drawn = masks.rounds(rows.answer, parts, rows.starts, rows.seed, rows.keys, draws)
+            cost, forwards = hidden(model, rows, [each.hit for each in drawn], back, positions)
+            nats = (cost * torch.stack([each.weight for each in drawn])).sum(-1)
+            return Found(nats.T, forwards, rows.lengths < 0)
+        parts = torch.zeros_like(rows.tokens)
+        drawn = masks.rounds(rows.answer, parts, rows.starts, rows.seed, rows.keys, draws, POWER)
         return read_whole(model, rows, drawn, back, positions)
 
     def blocks(rows: Rows) -> Found:
@@ -264,16 +278,33 @@ def read_exactly(model: Denoiser, rows: Rows, positions: int) -> Found:
 
 
 def read_whole(model: Denoiser, rows: Rows, drawn: Sequence[Draw], back: int, positions: int) -> Found:
-    """Full attention over context and continuation; token i is read at i - `back`."""
-    count, hit = len(rows.tokens), torch.cat([draw.hit for draw in drawn])  # (D B, L)
-    weight = torch.cat([draw.weight for draw in drawn])
-    tokens, lengths = rows.tokens.repeat(len(drawn), 1), rows.lengths.repeat(len(drawn))
+    """Full attention over context and continuation; token i is read at i - `back`.
+
+    One more pass hides everything, which is the level n itself, and says how hard each token is. What the draws add is
+    how far they lie off it: a token's surprise there is a control variate, whose mean over all sets is known.
+    """
+    cost, forwards = hidden(model, rows, [rows.answer, *(each.hit for each in drawn)], back, positions)
+    base, cost = cost[0], cost[1:]
+    weight = torch.stack([each.weight for each in drawn])
+    n = rows.answer.sum(1)
+    known = base.where(base.isfinite(), 0.0)
+    mean = known.sum(1) / n
+    share = LEAST + (1 - LEAST) * (weight > 0).sum(-1) / n  # (D, B): the more is hidden, the more alike the two are
+    off = (weight * (cost - share[..., None] * known)).sum(-1) - weight.sum(-1) * (1 - share) * mean
+    return Found((base.sum(1) + off).T, forwards, rows.lengths < 0)
+
+
+def hidden(model: Denoiser, rows: Rows, hits: Sequence[Tensor], back: int, positions: int) -> tuple[Tensor, Tensor]:
+    """(D, B, L) surprise at what is hidden by each of `hits` (B, L), 0 elsewhere; and (B,) forwards."""
+    count, hit = len(rows.tokens), torch.cat(list(hits))
+    tokens, lengths = rows.tokens.repeat(len(hits), 1), rows.lengths.repeat(len(hits))
     row, at = hit.nonzero(as_tuple=True)
-    cost, _, forwards = surprises(
+    found, _, forwards = surprises(
         model, tokens.masked_fill(hit, model.mask_id), lengths, None, (row, at - back), tokens[row, at], positions
     )
-    nats = cost.new_zeros(len(tokens)).index_add(0, row, cost * weight[row, at]).view(len(drawn), count).T
-    return Found(nats, forwards.view(len(drawn), count).sum(0), torch.zeros(count, dtype=torch.bool))
+    cost = found.new_zeros(tokens.shape)
+    cost[row, at] = found
+    return cost.view(len(hits), count, -1), forwards.view(len(hits), count).sum(0)
 
 
 def read_blocks(model: Denoiser, rows: Rows, size: int, draws: int) -> Found:

@@ -17,14 +17,20 @@ STEPS = 32  # of DiffuLLaMA's grid
 SCATTER = 7  # keys its random numbers
 
 
-def rounds(targets: Tensor, parts: Tensor, starts: Tensor, seed: int, keys: Tensor, draws: int) -> list[Draw]:
-    """Draws of the diffusion bound by exact counts: k of a group's n targets are hidden and weigh n / k each.
+def rounds(
+    targets: Tensor, parts: Tensor, starts: Tensor, seed: int, keys: Tensor, draws: int, power: float = 1.0
+) -> list[Draw]:
+    """Draws whose mean is the diffusion bound, by exact counts: k of a group's n targets are hidden and weigh n / k
+    each, times the share of levels that the draw stands for.
 
     targets (B, L) bool, parts (B, L) group numbers, starts (B,) where continuations begin, keys (B,)
+    power   the strata of levels end at (1/D)^power, (2/D)^power, ...: above 1 more draws go to low levels, where few
+            tokens are hidden and say little of their level's mean
 
-    The levels k are stratified over the draws. The targets of a group stand around a circle in one random order, and
-    each draw hides the k that come next: every set is a uniform one, so the mean stays the bound, and neighbouring
-    levels ask about different tokens. (Exact count: LLaDA, 2502.09992, equation 6; the circle is ours.)
+    The levels k are stratified over the draws, which come in their order. The targets of a group stand around a circle
+    in one random order, and each draw hides the k that come next: every set is a uniform one, so the mean stays the
+    bound, and neighbouring levels ask about different tokens. (Exact count: LLaDA, 2502.09992, equation 6; unequal
+    strata and the circle are ours.)
     """
     length, rows = targets.shape[1], keys[:, None]
     at = torch.arange(length, device=targets.device)[None] - starts[:, None]
@@ -38,9 +44,10 @@ def rounds(targets: Tensor, parts: Tensor, starts: Tensor, seed: int, keys: Tens
     base = (uniform(seed, LEVEL).to(at.device) + rows * ROW_STEP + (parts - first) * GROUP_STEP) % 1
     gone, found = torch.zeros_like(n), []
     for turn in range(draws):
-        k = (1 + ((base + turn) / draws * n).long()).minimum(n)
+        low, high = (turn / draws) ** power, ((turn + 1) / draws) ** power
+        k = (1 + ((low + base * (high - low)) * n).long()).minimum(n)
         hit = targets & ((rank - gone) % n.clamp(min=1) < k)
-        found.append(Draw(hit, torch.where(hit, n / k.clamp(min=1), 0.0).float()))
+        found.append(Draw(hit, torch.where(hit, n / k.clamp(min=1) * (draws * (high - low)), 0.0).float()))
         gone = gone + k
     return found
 
