@@ -69,7 +69,6 @@ FAILING = {
     "leaving from inside": "    import sys; sys.exit(0)\n",
     "leaving without a word": "    import os; os._exit(0)\n",
     "printing a result": "    print('all tests passed')\n",
-    "an endless loop": "    while True: pass\n",
     "a loop that catches everything": "    while True:\n        try:\n            area(r)\n        except: pass\n",
 }
 
