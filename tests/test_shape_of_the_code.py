@@ -11,7 +11,7 @@ ROOT = TOP / "unveil"
 LAYERS = [
     {
         *("attention", "canvas", "choices", "confine", "context", "denoiser", "guidance"),
-        *("history", "noise", "prediction", "rules", "sandbox", "spec"),
+        *("history", "noise", "prediction", "rules", "sandbox", "spec", "whole"),
     },
     {"nn", "processes"},
     {"caches", "decoders", "guides"},
@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluate"},
     {"train"},
     {"start", "bulk"},
+    {"cluster"},
     {"serve", "watch"},
     {"cli"},
     {"__main__"},

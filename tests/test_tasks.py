@@ -4,13 +4,15 @@ import json
 import lzma
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import command
 
-from unveil import cli, spec
+from unveil import spec
 from unveil.data import corpus, read
 from unveil.start import start
 from unveil.tasks import Example, Task, held_out
@@ -324,14 +326,7 @@ def run(monkeypatch, capsys, tmp_path):
     """`unveil task` in an empty folder: its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unveil", "task", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as found:
-            cli.main()
-        return (found.value.code or 0, *capsys.readouterr())  # type: tuple[int, str, str]
-
-    return command
+    return partial(command, monkeypatch, capsys, "task")
 
 
 def test_rows_are_written_and_trained_on(run, tmp_path):

@@ -55,7 +55,10 @@ for command, examples in {
     chat.chat: ["unveil chat my-chat", "echo 'Who are you?' | unveil chat my-chat --temperature 0.7 --json"],
     replay.watch: ["unveil watch run.jsonl --speed 0.2", "unveil watch run.jsonl --json"],
     serve.serve: ["unveil serve", "unveil serve my-dlm --port 0 --memory 4GB --api-keys keys.txt --json"],
-    map.map_: ["unveil map my-chat --in prompts.jsonl --out answers --local"],
+    map.map_: [
+        "unveil map my-chat --in prompts.jsonl --out answers --local",
+        "unveil map my-chat --in prompts.jsonl --out answers --address head:6379 --actors 1-16 --device cuda",
+    ],
     bench.bench: [
         "unveil bench tasks-dlm --task sudoku --out bench",
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",

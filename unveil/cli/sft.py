@@ -77,8 +77,8 @@ def sft(
             spec.build(kind, given)
     flags: dict[str, object] = {"parent": model, "chat": True, "lora": lora, "objective": objective}
     flags |= {"rows": rows, "length": length, "lr": lr, "seed": seed}
-    limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
-    chosen = combined(recipe, flags, limits, data, set_)
+    flags |= {"minutes": minutes, "tokens": tokens, "steps": steps}
+    chosen = combined(recipe, flags, data, set_)
     if not data and chosen.data == ("stdlib",):
         raise ValueError("sft needs rows of messages, or of prompt and response: name a .jsonl or .parquet by --data")
     if launched(nproc, max_restarts):

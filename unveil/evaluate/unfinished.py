@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ..whole import put
 from .problems import Setting
 
 FILE = "unfinished.json"
@@ -60,9 +60,7 @@ class Unfinished:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"asked": self.asked, "ways": self.ways}), encoding="utf-8")
-        os.replace(partial, self.path)
+        put(self.path, json.dumps({"asked": self.asked, "ways": self.ways}))
 
 
 def files(folder: Path) -> str:
