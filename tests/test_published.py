@@ -246,6 +246,20 @@ def test_reversal_asks_what_was_never_asked():
         spec.build("tasks", "reversal(pairs=5000, syllables=2)")
 
 
+def test_arithmetic_from_a_file(tmp_path):
+    rows = [{"context": "25 - 759 =", "continuation": " -734"}, {"context": "17 * 94 =", "continuation": " 1598"}]
+    put(tmp_path, "simple_arithmetic_withspaces.jsonl", *rows)
+    task = spec.build("tasks", f"arithmetic(data={str(tmp_path)!r})")
+    one, two = task.examples(task.available())
+    assert (one.prompt, one.answer) == ("25 - 759 =", " -734")
+    assert [task.score(two, text) for text in (" 1598", "1598\n3 + 3 = 6", " 15980", "")] == [1, 1, 0, 0]
+    with pytest.raises(ValueError, match="3 problems were asked for"):
+        task.examples(3)
+    put(tmp_path, "simple_arithmetic_withspaces.jsonl", {"question": "1"})
+    with pytest.raises(ValueError, match="line 1: the field 'context' is missing"):
+        task.examples(1)
+
+
 def test_what_is_weighed_is_not_decoded():
     with pytest.raises(ValueError, match="the answers of piqa are not written but weighed"):
         to_be_written(spec.build("tasks", "piqa"), "piqa")

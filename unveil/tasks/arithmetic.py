@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from . import Drawn, Example
+from .. import records
+from . import Drawn, Example, checked
 
 ANSWER = re.compile("answer: ([0-9]{1,9})")
 
@@ -17,6 +18,8 @@ ANSWER = re.compile("answer: ([0-9]{1,9})")
 class Arithmetic(Drawn):
     """Running results are 0 to 99. Only the answer's line decides whether a completion is right.
 
+    data         a file of problems to test on instead, with the fields `context` and `continuation`; what is written up
+                 to the first line's end has to be the continuation
     least, most  operations in a chain
     largest      of its numbers, which begin at 1
     """
@@ -26,6 +29,7 @@ class Arithmetic(Drawn):
     least: int = 3
     most: int = 4
     largest: int = 20
+    data: str = ""
     length: int = field(default=48, kw_only=True)
 
     def __post_init__(self):
@@ -50,7 +54,22 @@ class Arithmetic(Drawn):
             now = then
         return Example(f"arithmetic\n{chain}=\n", "\n".join([*lines, f"answer: {now}"]))
 
+    def available(self, split: str = "test") -> int | None:
+        return len(records.read(records.located(self.data, ("simple_arithmetic*.jsonl",)))) if self.data else None
+
+    def examples(self, count: int, split: str = "test", seed: int = 0) -> list[Example]:
+        if not self.data or split == "train":
+            return super().examples(count, split, seed)
+        checked(count, split, seed)
+        rows = records.read(records.located(self.data, ("simple_arithmetic*.jsonl",)))
+        if count > len(rows):
+            raise ValueError(f"{count} problems were asked for; {self.data} has {len(rows)}")
+        order = np.random.default_rng(seed).permutation(len(rows)) if seed else range(len(rows))
+        return [Example(rows[i].text("context"), rows[i].text("continuation")) for i in order[:count]]
+
     def score(self, example: Example, completion: str) -> float:
+        if self.data:
+            return float(completion.strip().split("\n")[0].strip() == example.answer.strip())
         last = ANSWER.fullmatch(completion.strip().split("\n")[-1])
         return float(last is not None and last[1] == example.answer.rpartition(" ")[2])
 

@@ -63,6 +63,9 @@ class Sudoku(Drawn):
     def keeps(self, example: Example, split: str) -> bool:
         return super().keeps(example, split) and not (split == "train" and example.prompt in self.aside)
 
+    def available(self, split: str = "test") -> int | None:
+        return len(self.given) if self.given and split == "test" else None
+
     def examples(self, count: int, split: str = "test", seed: int = 0) -> list[Example]:
         if not self.given or split == "train":
             return super().examples(count, split, seed)

@@ -1,0 +1,61 @@
+"""The benchmarks of evaluation run on tiny models and write the figures they promise."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from test_benchmarks import results, script
+from toy import checkpoint
+
+__all__ = ["script"]  # the fixture
+
+
+def test_choice_cost(script, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    cost = script("choice_cost")
+    place = checkpoint(tmp_path / "dlm", "full")
+    words = ["--model", str(place), "--task", "countdown", "--questions", "3", "--options", "2", "--replicates", "4"]
+    ends = ["--draws", "2", "4", "--reference", "8", "--figure", str(tmp_path / "f.png"), "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["choice_cost.py", *words, *ends])
+    cost.main()
+    found = results(tmp_path, "choice_cost")
+    assert len(found["arms"]) == 1 + 4 * 2
+    assert found["arms"][0]["forwards"] == 32
+    assert all(arm["error"] > 0 and len(arm["variances"]) == 3 for arm in found["arms"])
+    assert set(found["gains"]) == {cost.INDEPENDENT, cost.SHARED, cost.STRATIFIED, cost.OURS}
+    assert all(low <= high for _, low, high in found["gains"].values())
+    assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_retention(script, tmp_path, monkeypatch, capsys):
+    retention = script("retention")
+    monkeypatch.setattr(retention, "WORK", tmp_path / "work")
+    checkpoint(tmp_path / "dlm", "leader", 4)
+    checkpoint(tmp_path / "ar", "causal")
+    rows = [{"query": "abc", "choices": ["de", "fgh"], "gold": i % 2} for i in range(6)]
+    (tmp_path / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "stories.json").write_text(json.dumps(["A b. C d. E f. G h. I j."]))
+    entrants = [f"parent={tmp_path / 'ar'}", f"leader={tmp_path / 'dlm'}", f"leader-ar={tmp_path / 'dlm'}@exact"]
+    words = [
+        "--tasks",
+        "piqa",
+        "story_infill",
+        "--tasks-dir",
+        str(tmp_path),
+        "--stories",
+        str(tmp_path / "stories.json"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["retention.py", *entrants, *words, "--draws", "2", "--folder", str(tmp_path)])
+    retention.main()
+    found = results(tmp_path, "retention")
+    assert "At chance for every model of this size: piqa" in capsys.readouterr().out
+    assert set(found["kept"]) == {"leader", "leader-ar"}
+    said = (tmp_path / "retention.md").read_text()
+    assert "parent at story_infill: refused: an autoregressive model continues texts" in said
+    assert "leader-ar at story_infill: refused: token by token" in said
+    retention.main()  # what is measured is taken up
+    assert results(tmp_path, "retention")["lines"] == found["lines"]
+    with pytest.raises(ValueError, match="expected NAME=FOLDER, got 'dlm'"):
+        retention.Entrant.of("dlm")
