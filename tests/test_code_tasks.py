@@ -69,7 +69,6 @@ FAILING = {
     "leaving from inside": "    import sys; sys.exit(0)\n",
     "leaving without a word": "    import os; os._exit(0)\n",
     "printing a result": "    print('all tests passed')\n",
-    "an endless loop": "    while True: pass\n",
     "a loop that catches everything": "    while True:\n        try:\n            area(r)\n        except: pass\n",
 }
 
@@ -135,7 +134,7 @@ def test_mbpp_asks_as_its_paper_does(tmp_path):
         ("mbpp", PROBLEMS[:3], "", "no problem numbered 11 to 510"),
         ("mbpp", [{**PROBLEMS[3], "test_list": []}], ", shots=0", "expected a list of texts in the field 'test_list'"),
         ("mbpp", PROBLEMS, ", shots=4", "shots is 4"),
-        ("humaneval", [ROW], ", seconds=0", "cpu is 0"),
+        ("humaneval", [ROW], ", seconds=0", "seconds is 0"),
     ],
 )
 def test_files_and_options_that_do_not_fit(tmp_path, kind, rows, options, message):

@@ -6,7 +6,11 @@ import re
 from collections.abc import Sequence
 from math import prod
 
+from . import sandbox
+from .sandbox import Limits, Result
+
 FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+WAIT = 12  # seconds on the clock for each of the processor
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # where a function's body is over (Chen et al. 2021, section 3)
 
 
@@ -40,6 +44,14 @@ def completed(prompt: str, completion: str) -> str:
 def own(code: str) -> bool:
     """Does it define something at the margin?"""
     return re.search(r"^(async def|def|class)\b", code, re.MULTILINE) is not None
+
+
+def tried(program: str, seconds: int) -> Result:
+    """How a program ended in the sandbox, with so many seconds of the processor.
+
+    On the clock it may take much longer: on a busy machine a right answer waits, and nothing but sleeping gains by it.
+    """
+    return sandbox.run(program, Limits(wall=float(WAIT * seconds), cpu=seconds))
 
 
 def pass_at(k: int, right: Sequence[int], samples: int) -> float:

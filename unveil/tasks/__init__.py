@@ -11,7 +11,9 @@ from typing import ClassVar
 import numpy as np
 
 from .. import records
+from ..programs import tried
 from ..records import Hub, Row
+from ..sandbox import Result
 
 SPLITS = ("train", "test")
 AWAY = 8  # one problem of so many is for tests
@@ -158,6 +160,36 @@ class Written(Published, Task):
     def examples(self, count: int, split: str = "test", seed: int = 0) -> list[Example]:
         """As in `Task`."""
         return [self.example(row) for row in self.taken(count, split, seed)]
+
+
+@dataclass
+class Run(Written):
+    """A published set whose answers are run, with tests behind them, in the sandbox (docs/sandbox.md).
+
+    seconds  of the processor for one answer
+    """
+
+    continued = True
+    runs_code = True
+
+    seconds: int = field(default=5, kw_only=True)
+    tests: dict[Example, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.seconds < 1:
+            raise ValueError(f"seconds is {self.seconds}; expected at least one of the processor for an answer")
+
+    @abstractmethod
+    def program(self, example: Example, completion: str) -> str:
+        """What is run before the tests."""
+
+    def score(self, example: Example, completion: str) -> float:
+        return float(self.tried(example, completion).passed)
+
+    def tried(self, example: Example, completion: str) -> Result:
+        """How the program with its tests ended."""
+        return tried(self.program(example, completion) + self.tests[example], self.seconds)
 
 
 @dataclass

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from .. import records, sandbox
+from .. import records
 from ..programs import before, fenced
 from ..records import Hub, Row
-from ..sandbox import Limits
-from . import Example, Written
+from . import Example, Run
 
 SET = "google-research-datasets/mbpp"
 TESTED, LEARNT, SHOWN = range(11, 511), range(601, 975), (2, 3, 4)  # task_ids by the authors' division
@@ -18,25 +17,19 @@ DONE = "[DONE]"
 
 
 @dataclass
-class Mbpp(Written):
+class Mbpp(Run):
     """Austin et al. 2021, 2108.07732, with the paper's prompt. Rows have `task_id`, `text`, `code`, `test_list` and
     `test_setup_code`. Of a file with the whole set, problems 11 to 510 are for tests and 601 to 974 for training.
-    What `score` runs, it runs in the sandbox (docs/sandbox.md).
 
-    shots    solved problems before each: numbers 2, 3 and 4, as in the paper; 0 to 3
-    seconds  of processor time for the tests of one completion
+    shots  solved problems before each: numbers 2, 3 and 4, as in the paper; 0 to 3
     """
 
     files = ("mbpp.jsonl",)
     hub = Hub(SET, "full", "test")
     taught = ("mbpp.jsonl",), Hub(SET, "full", "train")
-    continued = True
-    runs_code = True
 
     shots: int = 3
-    seconds: int = 5
     length: int = field(default=256, kw_only=True)
-    tests: dict[Example, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,14 +72,10 @@ class Mbpp(Written):
             self.tests[found[-1]] = self.tests[each]
         return found
 
-    def score(self, example: Example, completion: str) -> float:
-        return float(self.tried(example, completion).passed)
-
-    def tried(self, example: Example, completion: str) -> sandbox.Result:
-        """How the program with its tests ended."""
+    def program(self, example: Example, completion: str) -> str:
         own = before(completion, (DONE, "\n[BEGIN]")).removeprefix("[BEGIN]")
         code = fenced(own)
-        return sandbox.run((own if code is None else code) + self.tests[example], Limits(cpu=self.seconds))
+        return own if code is None else code
 
 
 def asked(row: Row) -> str:
