@@ -37,10 +37,8 @@ SABER = (
 )
 PROPHET = (
     "prophet(region='blank', high=9.0, mid=8.0, low=7.0);prophet(region='blank', high=11.0, mid=10.0, low=9.0);"
-    "prophet(region='blank', high=13.0, mid=12.0, low=11.0);"
-    "prophet(region='blank', high=13.0, mid=11.0, low=7.0, early=0.15, late=0.4);"
-    "prophet(inner='threshold(tau=0.99)', region='blank', high=11.0, mid=10.0, low=9.0)"
-)
+    "prophet(region='blank', high=13.0, mid=12.0, low=11.0);prophet(region='blank', high=9.556, mid=9.488, low=7.444)"
+)  # the last as `unveil calibrate prophet` fits it with an agreement of 0.99
 LEVELS = (
     "threshold;threshold(tau=0.97);threshold(tau=0.99);threshold(tau=0.997);factor(f=0.3);factor(f=0.1);"
     "entropy_bound(gamma=0.01);credit(tau=0.99);hierarchy(low=0.97, high=0.99);klass(tau=0.97, epsilon=0.001);"

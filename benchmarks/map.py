@@ -95,7 +95,8 @@ def timed(command: Sequence[str], around: dict[str, str]) -> tuple[float, dict]:
     done = subprocess.run([*command, "--json"], env=around, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
-    return time.perf_counter() - began, json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return time.perf_counter() - began, {name: value for name, value in told.items() if name != "out"}
 
 
 def killed(command: Sequence[str], out: Path, around: dict[str, str], shards: int, patience: float) -> dict:
@@ -181,7 +182,10 @@ def study(given: argparse.Namespace, work: Path, spare: Path, report: Report) ->
         f"{given.rows:,} rows, {given.length} tokens each; an actor killed at {first['shards_at_first_kill']} shards"
     )
     report.table(title, ["run", "shards", "answered", "set aside", "seconds, with start"], rows)
-    said = [["every id once", found["every_id_once"]], ["files equal", f"{found['files_equal']} of {found['files']}"]]
+    said = [
+        ["every id once", "yes" if found["every_id_once"] else "no"],
+        ["files equal", f"{found['files_equal']} of {found['files']}"],
+    ]
     report.table("The folder of both runs on Ray beside that of one process", ["", "found"], said)
     plan = {name: getattr(given, name) for name in ("rows", "bad", "length", "shard", "actors", "model")}
     return {"plan": plan, "decoder": DECODER, "local": local, "killed": first, "again": second, **found}

@@ -215,3 +215,70 @@ def test_tuning(script, tmp_path, monkeypatch):
     assert runs["lora"]["merged_difference"]["float64"] < 1e-5
     assert runs["lora"]["trained"] < runs["full"]["trained"] / 10
     assert runs["preference"]["before"]["held_out_margin"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.fixture
+def pair(tmp_path, parent) -> list[str]:
+    """A tiny autoregressive model and a masked one with its tokenizer, and the options that name them."""
+    data = str(tmp_path / "stories.txt")
+    shape = {"vocab": 300, "width": 16, "layers": 1, "heads": 2, "steps": 1, "length": 32}
+    made = start(Recipe(data=data, objective="masked", shift="no", **shape))
+    hub.save(made.model, tmp_path / "masked", made.text)
+    return ["--ar", str(tmp_path / "parent"), "--dlm", str(tmp_path / "masked"), "--data", data]
+
+
+def test_differences(script, tmp_path, monkeypatch, pair):
+    pytest.importorskip("sklearn")
+    study, variants = script("differences"), script("study.variants")
+    assert len(variants.variants()) == 19
+    assert list(variants.variants())[0] == "block 1"
+    words = [*pair, "--texts", "12", "--prompt", "4", "--length", "6", "--blocks", "2", "3", "--dtype", "float32"]
+    words += ["--draws", "50", "--rows", "5", "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    monkeypatch.setattr(study, "READ", 3)
+    study.main(words)
+    monkeypatch.setattr(variants, "write", lambda *given, **options: pytest.fail("what is decoded is not done again"))
+    study.main(words)
+    found = results(tmp_path, "differences")
+    assert set(found["sets"]) == {"real text", "AR", *variants.variants((2, 3))}
+    assert {each["tokens"] for each in found["sets"].values()} == {12 * 6}
+    assert found["sets"]["block 3, lcr"]["forwards"] == 6
+    assert found["sets"]["block 3, dlcr"]["forwards"] <= 6
+    assert [each["claim"] for each in found["findings"]][0] == "lcr lowers n-gram entropy against rr"
+    assert set(found["findings"][0]["differences"]) == {f"block {b} H{n}" for b in (2, 3) for n in (1, 2, 3)}
+    assert {"AR", "block 1"} == set(found["from_the_left"])
+    assert found["scorer"].startswith("independent") or "NOT" in found["scorer"]
+
+
+def test_differences_refuses_another_tokenizer(script, pair, tmp_path):
+    study = script("differences")
+    (tmp_path / "else.txt").write_text("<|endoftext|>".join(f"{i * i} bottles, {i} more" * 9 for i in range(40)))
+    shape = {"vocab": 300, "width": 16, "layers": 1, "heads": 2, "steps": 1, "length": 32}
+    other = start(Recipe(data=str(tmp_path / "else.txt"), objective="masked", **shape))
+    hub.save(other.model, tmp_path / "other", other.text)
+    with pytest.raises(SystemExit, match="different tokenizers"):
+        study.main([*pair[:2], "--dlm", str(tmp_path / "other")])
+
+
+def test_reading_from_the_left_is_the_likelihood_of_an_autoregressive_model(script, pair):
+    variants = script("study.variants")
+    from unveil.evaluate.likelihood import score
+    from unveil.objectives import Batch
+
+    model = hub.load_model(pair[1])
+    rows = torch.randint(1, 290, (4, 9), generator=torch.Generator().manual_seed(0))
+    answer = torch.ones_like(rows, dtype=torch.bool)
+    answer[:, :3] = False
+    exact = score(model, Batch(rows, answer)).nats
+    assert variants.from_the_left(model, rows, 3)["nats"] == pytest.approx(exact, abs=1e-4)
+
+
+def test_a_finding_says_how_much_of_it_holds(script):
+    findings = script("study.findings")
+    from unveil.evaluate.texts.resampling import Difference
+
+    down, none, up = Difference(-1, -2, -0.5, -1), Difference(0.1, -1, 1, 0.1), Difference(1, 0.5, 2, 1)
+    assert findings.Finding("c", -1, {"a": down, "b": down}).verdict == "holds"
+    assert findings.Finding("c", -1, {"a": down, "b": none}).verdict == "holds in part: 1 of 2"
+    assert findings.Finding("c", 1, {"a": down, "b": none}).verdict == "does not hold: 0 of 2, 1 of them reversed"
+    assert findings.Finding("c", 0, {"a": none}).verdict == "holds"
+    assert findings.Finding("c", 0, {"a": up, "b": none}).verdict == "holds in part: 1 of 2"

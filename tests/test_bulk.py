@@ -1,6 +1,7 @@
 """Jobs over many rows: every id once, whatever is stopped, and a bad row costs nobody else anything."""
 
 import json
+from datetime import datetime
 
 import pytest
 from models import tiny
@@ -96,6 +97,17 @@ def test_a_poisoned_row_is_set_aside_with_its_reason(loaded, tmp_path, monkeypat
     assert run(loaded, asked(8), tmp_path / "late") == (7, 1)
     assert [row["id"] for row in read(tmp_path / "late")] == [0, 1, 2, 4, 5, 6, 7]
     assert read(tmp_path / "late", "errors")[0]["error"] == "RuntimeError: the device is out of memory"
+
+
+def test_what_json_and_utf_8_have_no_word_for(loaded, tmp_path):
+    """Half a letter, which JSON may spell, and what columns of parquet hold."""
+    when = datetime(2026, 1, 2)
+    rows = [("a#0", {"id": 0, "prompt": "half \ud800"}), ("a#1", {"id": 1, "prompt": "tell", "when": when})]
+    assert run(loaded, rows, tmp_path / "out") == (1, 1)
+    assert read(tmp_path / "out")[0]["when"] == str(when)
+    (bad,) = read(tmp_path / "out", "errors")
+    assert bad["prompt"] == "half \ud800"
+    assert bulk.decode(bulk.encode([row for _, row in rows])) == (rows[0][1], {**rows[1][1], "when": str(when)})
 
 
 def test_a_folder_belongs_to_one_job(loaded, tmp_path):

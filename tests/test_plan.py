@@ -13,6 +13,7 @@ import torch
 import yaml
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from unveil.attention import Attention
@@ -168,7 +169,10 @@ def test_the_examples_are_well_formed():
     assert int(job["spec"]["nprocPerNode"]) == container["resources"]["limits"]["nvidia.com/gpu"]
     script = container["args"][0]
     subprocess.run(["bash", "-n", "-c", script], check=True)
+    known = get_command(app).commands["adapt"]
     for text in (script, (EXAMPLES / "slurm.sh").read_text()):
         given = re.findall(r"--set (\w+)='?\"?(\w+)", text)
         Recipe.read(None, rows=512, **{name: plain(value) for name, value in given})
+        command, options = text.split("-m unveil adapt")[1], {name for each in known.params for name in each.opts}
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", command)) <= options
         assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in (EXAMPLES / "kubernetes.yaml").read_text()

@@ -17,6 +17,7 @@ from .noise import uniform
 
 CHUNK = 1 << 22  # logits looked at together: 16 MB in float32
 SAMPLE = 1  # keys the noise that picks tokens; other purposes use other numbers
+RESAMPLE = 4  # keys the noise that picks them anew
 
 
 def pieces(logits: Tensor) -> Iterator[slice]:
@@ -126,20 +127,22 @@ class Prediction:
             values[start : start + len(logits)] = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)
         return self.spread(values, torch.inf)
 
-    def choose(self, temperature: float = 0.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, temperature: float = 0.0, top_p: float = 1.0, purpose: int = SAMPLE
+    ) -> tuple[Tensor, Tensor]:
         """(B, W) tokens and their probabilities under the plain distribution (LLaDA's confidence).
 
         At temperature 0 the likeliest token. Otherwise a draw from the tempered distribution cut to its nucleus, by
         inverting a float64 cumulative sum with one float64 uniform a position: float32 would cut off the tail.
-        The uniform depends on the row's seed, the block, the step in it and the position, and on nothing else: a row
-        that waits in a batch for slower ones still draws what it would draw alone.
+        The uniform depends on the row's seed, the block, the step in it, the position and the purpose, and on nothing
+        else: a row that waits in a batch for slower ones still draws what it would draw alone.
         """
         if temperature == 0:
             return self.best, self.confidence
         normaliser = self._summary[1]
         token = torch.empty_like(self.read)
         level = torch.empty_like(normaliser)
-        u = self.noise(SAMPLE)
+        u = self.noise(purpose)
         for start, logits in self.chunks():
             here = slice(start, start + len(logits))
             p = (logits.double() / temperature).softmax(-1)

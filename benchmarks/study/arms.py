@@ -17,11 +17,12 @@ from rich.console import Console
 from unveil import hub
 from unveil.data import Packed, prepare
 from unveil.denoiser import Denoiser
+from unveil.evaluate.samples import appraise
 from unveil.nn.grow import bare
 from unveil.start import Start, start
 from unveil.train import Recipe, train
 
-from .scores import Truth, autoregression, exactly, infilling, likelihood, sampling
+from .scores import Truth, autoregression, infilling, likelihood, sampling
 
 EARLY = 200  # updates over which the peak of the gradient norm is taken
 
@@ -201,7 +202,7 @@ def measure(
         "score_on_its_own": likelihood(model, own, plan.draws, exact=arm.control),
         "autoregressive": autoregression(model, judged, made.text.eos_id),
         "infill": infilling(model, truth, plan.blank, arm.control, arm.full),
-        "real": exactly(parent, truth.rows, made.text.eos_id),
+        "real": appraise(parent, truth.rows, made.text.eos_id),
     }
     if arm.full and model.attention.kind == "leader":
         found["full_score"] = likelihood(model, judged, plan.draws, exact=False, block=0)

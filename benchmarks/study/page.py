@@ -7,14 +7,14 @@ import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
 from measure import ROOT, Report
 
+from unveil.evaluate.matched import at_entropy
+
 from .arms import ARMS, Plan
 
-NEAR = 0.1  # nats of entropy within which two texts are compared
 Runs = Mapping[str, Sequence[dict]]
 """The runs of each arm, one a seed."""
 
@@ -29,14 +29,8 @@ def mean(values: Iterable[float | None]) -> tuple[float | None, float | None]:
 
 def matched(points: Sequence[dict], steps: int, entropy: float) -> float | None:
     """Generative perplexity at this many steps and this entropy, read between the temperatures; None out of reach."""
-    line = sorted((one["entropy"], one["nats"]) for one in points if one["steps"] == steps)
-    if not line or not line[0][0] - NEAR <= entropy <= line[-1][0] + NEAR:
-        return None
-    for (low, left), (high, right) in pairwise(line):
-        if low <= entropy <= high:
-            share = (entropy - low) / (high - low) if high > low else 0.0
-            return math.exp(left + share * (right - left))
-    return math.exp(min(line, key=lambda point: abs(point[0] - entropy))[1])
+    found = at_entropy(((one["entropy"], one["nats"]) for one in points if one["steps"] == steps), entropy)
+    return None if found is None else math.exp(found)
 
 
 def at(points: Sequence[dict], steps: int, temperature: float, what: str) -> float | None:

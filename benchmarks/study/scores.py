@@ -5,8 +5,6 @@ Shapes: N rows, L positions.
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,14 +13,15 @@ import torch
 from torch import Tensor
 
 from unveil.attention import FULL
-from unveil.canvas import Canvas
 from unveil.codecs.text import Text
 from unveil.data import Packed
 from unveil.denoiser import Denoiser
 from unveil.evaluate.likelihood import pieces, score
+from unveil.evaluate.problems import Setting
+from unveil.evaluate.samples import appraise, per_block, write
 from unveil.nn.grow import bare
 from unveil.objectives import Batch, autoregressive
-from unveil.sample import denoise, fill
+from unveil.sample import fill
 
 from .passes import Autoregressive, Task
 
@@ -116,55 +115,15 @@ def sampling(
             rows = Autoregressive(bare(model), task, temperature=temperature, seed=seed).run()
             forwards = plan.length - 1
         else:
-            each = per_block(model, plan.length, steps)
+            each = per_block(model, 1, plan.length - 1, steps)
             if each < 1:
                 continue
-            canvas = Canvas.answering(start, plan.length - 1, model.mask_id, torch.arange(plan.samples) + seed)
-            cache = model.attention.cache
             look = model.attention
-            decoder = f"random(temperature={temperature})"
-            deque(denoise(model, canvas, decoder, cache=cache, block=look.block, steps=each), maxlen=0)
-            rows, forwards = canvas.tokens, canvas.forwards
+            way = Setting(f"random(temperature={temperature})", look.cache, block=look.block, steps=each)
+            rows, forwards = write(model, start, plan.length - 1, way, seed=seed, rows=plan.samples)
         yield {
             "temperature": temperature,
             "steps": steps,
             "forwards": forwards,
-            **exactly(parent, rows, text.eos_id, begin),
+            **appraise(parent, rows, text.eos_id, begin),
         }
-
-
-def per_block(model: Denoiser, length: int, steps: int) -> int:
-    """Predictions a block when `steps` forwards are shared among all; 0 when they do not suffice for one each."""
-    look = model.attention
-    if not look.block:
-        return min(steps, length - 1)
-    blocks = math.ceil((length - int(look.leads)) / look.block)
-    return steps // blocks - int(look.leads)  # a leader takes one pass
-
-
-@torch.inference_mode()
-def exactly(parent: Denoiser, rows: Tensor, eos: int | None, begin: int | None = None) -> dict[str, float]:
-    """Of texts (N, L): nats per token under the parent, and the entropy of a text's tokens, in nats, averaged.
-
-    A text ends before its first end-of-text token or new beginning.
-    """
-    over = torch.zeros_like(rows, dtype=torch.bool)
-    for mark in (eos, begin):
-        if mark is not None:
-            over[:, 1:] |= rows[:, 1:] == mark
-    inside = over.cumsum(1) == 0
-    batch = Batch(rows, inside)
-    sums = [(autoregressive.nats(parent, part).sum(), part.targets.sum()) for part in pieces(batch, ROWS, 0)]
-    nats = float(sum(total for total, _ in sums) / max(int(sum(count for _, count in sums)), 1))
-    return {
-        "nats": nats,
-        "perplexity": math.exp(nats),
-        "entropy": sum(entropy(row[kept][1:]) for row, kept in zip(rows, inside, strict=True)) / len(rows),
-        "length": float(inside.sum(1).float().mean()),
-    }
-
-
-def entropy(tokens: Tensor) -> float:
-    """Of the distribution of tokens in one text, in nats."""
-    p = tokens.unique(return_counts=True)[1].double() / max(len(tokens), 1)
-    return float(-(p * p.log()).sum())

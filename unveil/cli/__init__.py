@@ -21,10 +21,12 @@ from . import (
     map,
     measure,
     plan,
+    quality,
     replay,
     serve,
     sft,
     task,
+    texts,
     write,
 )
 
@@ -68,6 +70,14 @@ for command, examples in {
         "unveil eval my-dlm --tasks hellaswag,piqa,lambada --tasks-dir eval/ --compare my-ar --limit 200 --out report",
     ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
+    quality.quality: [
+        "unveil quality my-dlm --scorer another-ar --steps 8,16,32,64 --out quality",
+        "unveil quality my-ar --scorer another-ar --data notes/ --prompt 32 --json",
+    ],
+    texts.texts: [
+        "unveil texts dlm.jsonl ar.jsonl --reference books.txt",
+        "unveil texts answers/ --scorer stdlib-ar --tokenizer stdlib-ar --out report",
+    ],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
     describe.list_: ["unveil list", "unveil list decoders"],
     describe.info: ["unveil info stdlib-dlm", "unveil info my-dlm --check"],

@@ -48,14 +48,9 @@ def score(
         raise ValueError(f"no mode called {mode!r}; there are: auto, exact, bound")
     network, text = hub.load(model_place(model), device=device)
     ours = bare(network).config.get("unveil") or {}
-    trained = ours.get("data", "stdlib")
-    trained = [trained] if isinstance(trained, str) else trained
-    sources = data or trained
+    sources, held, sides = wanted(ours, data, held_out)
     named = ", ".join(sources)
-    held = sources == trained if held_out is None else held_out
-    share = ours.get("held_out", 0.02) if held else 0.0
-    sides = {"held_out": share, "by": ours.get("split", "tokens")}
-    if ours.get("chat") and sources == trained:
+    if ours.get("chat") and sources == trained(ours):
         corpus = converse(sources, text, **sides)
     else:
         corpus = prepare(sources, text, field=field, close=ours.get("close", True), **sides)
@@ -72,6 +67,22 @@ def score(
         rows += [("", ""), *shown(causal, "autoregressive mode, ")]
     where = f"{named}{', held out' if held else ''}: {len(batch.tokens)} rows of {length}"
     result(about, json, table([("model", model), ("data", where), *rows]))
+
+
+def trained(ours: dict) -> list[str]:
+    """What a model's config says it was trained on."""
+    sources = ours.get("data", "stdlib")
+    return [sources] if isinstance(sources, str) else sources
+
+
+def wanted(ours: dict, data: list[str] | None, held_out: bool | None) -> tuple[list[str], bool, dict]:
+    """Which text is measured on, whether only what training held out of it, and how that is told apart.
+
+    Without --data it is what the model was trained on, the held-out side; of other data everything.
+    """
+    sources = data or trained(ours)
+    held = sources == trained(ours) if held_out is None else held_out
+    return sources, held, {"held_out": ours.get("held_out", 0.02) if held else 0.0, "by": ours.get("split", "tokens")}
 
 
 def plain(found: Score) -> dict:

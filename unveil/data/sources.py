@@ -27,17 +27,19 @@ class Document:
     text: str
 
 
-def read(sources: str | Sequence[str], *, field: str = "text") -> Iterator[Document]:
+def read(sources: str | Sequence[str], *, field: str | Sequence[str] = "text") -> Iterator[Document]:
     """The documents of each source in turn, always in the same order; documents of nothing but space are left out.
 
     A source is a file or a folder of .txt (one document, or several between "<|endoftext|>" marks), .jsonl, .json
-    (a list of strings or objects) and .parquet, where `field` names the text, each also as .xz; `stdlib`, the
-    sources of Python's standard library; or OWNER/NAME[:CONFIG], a data set of the Hugging Face hub (its train split).
+    (a list of strings or objects) and .parquet, where `field` names the text, or several names of which the first
+    that is there counts, each also as .xz; `stdlib`, the sources of Python's standard library; or OWNER/NAME[:CONFIG],
+    a data set of the Hugging Face hub (its train split).
     ValueError, with the file's name, for what is missing, empty, not text, or without that field.
     """
+    names = (field,) if isinstance(field, str) else tuple(field)
     for source in [sources] if isinstance(sources, str) else sources:
         found = False
-        for document in _source(source, field):
+        for document in _source(source, names):
             if document.text.strip():
                 found = True
                 yield document
@@ -62,7 +64,7 @@ def rows(sources: str | Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{source} is empty: it holds no rows")
 
 
-def _source(source: str, field: str) -> Iterator[Document]:
+def _source(source: str, field: Sequence[str]) -> Iterator[Document]:
     path = Path(source)
     if source == "stdlib":
         yield from _stdlib()
@@ -99,7 +101,7 @@ def _files(path: Path, kinds: Sequence[str]) -> Iterator[tuple[Path, str]]:
         yield file, f"{path.resolve().name}/{name}"
 
 
-def _file(file: Path, name: str, field: str) -> Iterator[Document]:
+def _file(file: Path, name: str, field: Sequence[str]) -> Iterator[Document]:
     if _kind(file) in ROWS:
         for where, row in _rows(file, name, field):
             if isinstance(row, str):
@@ -135,8 +137,8 @@ def _text(file: Path) -> str:
         raise ValueError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _rows(file: Path, name: str, field: str | None) -> Iterator[tuple[str, Any]]:
-    """Rows of one file with their names; of a parquet file only column `field` when it is given."""
+def _rows(file: Path, name: str, field: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+    """Rows of one file with their names; of a parquet file only the first column in `field` when it is given."""
     kind = _kind(file)
     if kind == ".parquet":
         for i, row in enumerate(_parquet(file, field)):
@@ -162,16 +164,23 @@ def _rows(file: Path, name: str, field: str | None) -> Iterator[tuple[str, Any]]
             raise ValueError(f"{file}, line {i}, is not valid JSON: {error}") from error
 
 
-def _field(row: dict[str, Any], field: str, where: str) -> str:
-    if field not in row:
-        names = ", ".join(sorted(row))
-        raise ValueError(f"{where} has no field {field!r}: its fields are {names}; name one by --field")
-    if not isinstance(row[field], str):
-        raise ValueError(f"{where}: field {field!r} should be a text, not a {type(row[field]).__name__}")
-    return row[field]
+def _field(row: dict[str, Any], field: Sequence[str], where: str) -> str:
+    name = _known(field, sorted(row), where)
+    if not isinstance(row[name], str):
+        raise ValueError(f"{where}: field {name!r} should be a text, not a {type(row[name]).__name__}")
+    return row[name]
 
 
-def _parquet(file: Path, field: str | None) -> Iterator[dict[str, Any]]:
+def _known(field: Sequence[str], names: Sequence[str], where: object) -> str:
+    """The first of the names in `field` that is there."""
+    for name in field:
+        if name in names:
+            return name
+    wanted = " or ".join(map(repr, field))
+    raise ValueError(f"{where} has no field {wanted}: its fields are {', '.join(names)}; name one by --field")
+
+
+def _parquet(file: Path, field: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     try:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
@@ -181,10 +190,8 @@ def _parquet(file: Path, field: str | None) -> Iterator[dict[str, Any]]:
         table = ParquetFile(file)
     except ArrowInvalid as error:
         raise ValueError(f"{file} is not a parquet file: {error}") from error
-    columns = table.schema_arrow.names
-    if field is not None and field not in columns:
-        raise ValueError(f"{file} has no field {field!r}: its fields are {', '.join(columns)}; name one by --field")
-    for some in table.iter_batches(columns=None if field is None else [field]):
+    columns = None if field is None else [_known(field, table.schema_arrow.names, file)]
+    for some in table.iter_batches(columns=columns):
         yield from some.to_pylist()
 
 
@@ -201,7 +208,7 @@ def _stdlib() -> Iterator[Document]:
             yield Document(name, data.decode("utf-8"))
 
 
-def _hub(source: str, field: str) -> Iterator[Document]:
+def _hub(source: str, field: Sequence[str]) -> Iterator[Document]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -217,8 +224,6 @@ def _hub(source: str, field: str) -> Iterator[Document]:
         raise ValueError(
             f"{source} is no file or folder here, nor a data set that could be loaded from the hub: {reason}"
         ) from error
-    if field not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise ValueError(f"{source} has no field {field!r}: its fields are {columns}; name one by --field")
-    for i, row in enumerate(table.select_columns([field])):
+    column = _known(field, table.column_names, source)
+    for i, row in enumerate(table.select_columns([column])):
         yield Document(f"{source}#{i}", _field(row, field, f"{source}#{i}"))

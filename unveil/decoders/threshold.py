@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..canvas import Canvas
 from ..nn.extrapolation import Extrapolation
-from ..prediction import Prediction
+from ..prediction import RESAMPLE, Prediction
 from . import Decoder, above, or_best
 
 
@@ -21,11 +21,13 @@ class Threshold(Decoder):
     unfinished part may be written (arXiv 2509.26328; there 8 of a block of 32).
 
     With `extrapolate`, it also commits what is about to reach tau and holds back what oscillates (arXiv 2605.30753).
+    With `resample`, the chosen positions draw once more, as in `confidence`.
     """
 
     tau: float = 0.9
     sub: int = 0  # positions that may be written together, a part of the block; 0: the whole block
     extrapolate: bool = False  # look at where confidences are heading
+    resample: bool = False  # draw the tokens of the chosen positions anew
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,10 +44,13 @@ class Threshold(Decoder):
         allowed = canvas.open & seen.seen
         if self.sub:
             allowed = allowed & self.turn(canvas)
-        if not self.extrapolate:
-            return torch.where(above(p, allowed, self.tau), token, canvas.seen)
-        chosen = self.trend.settle(canvas, seen, token, p >= self.tau) & allowed
-        return torch.where(or_best(chosen, p, allowed), token, canvas.seen)
+        if self.extrapolate:
+            chosen = or_best(self.trend.settle(canvas, seen, token, p >= self.tau) & allowed, p, allowed)
+        else:
+            chosen = above(p, allowed, self.tau)
+        if self.resample:
+            token, _ = seen.choose(self.temperature, self.top_p, RESAMPLE)
+        return torch.where(chosen, token, canvas.seen)
 
     def turn(self, canvas: Canvas) -> Tensor:
         """(B, W) True in the leftmost part of the block that is not finished."""
