@@ -149,7 +149,7 @@ def test_calibrate_tspd(run, folder, tmp_path):
 
 
 MISTAKES = [
-    (["bench", "FULL", "--task", "nonsense"], "there are: arithmetic"),
+    (["bench", "FULL", "--task", "nonsense"], "there are: arc_easy, arithmetic"),
     (["bench", "FULL", "--task", "toy", "--decoders", "nonsense"], "there are: ahd"),
     (["bench", "FULL", "--task", "toy", "--caches", "nonsense"], "there are: causal"),
     (["bench", "FULL", "--task", "toy", "--guide", "nonsense"], "there are: "),
