@@ -27,7 +27,7 @@ from unveil.folder import locate
 
 WORK = Path(os.environ.get("UNVEIL_CACHE", "~/.cache/unveil")).expanduser() / "bench" / "differences"
 REAL = "real text"
-READ = 64  # real texts that are read from the left, which takes a pass a token
+READ = 16  # real texts that are read from the left, which takes a pass a token
 
 
 def parsed(words: Sequence[str] | None) -> argparse.Namespace:
