@@ -64,8 +64,8 @@ def page(about: Mapping[str, Any], seen: Sequence[Scene]) -> str:
 
 MAP = (
     "<h2>Step by step</h2>"
-    '<p class="lead">A column is a masked position, a row a step, from top to bottom. Point at a cell, or move with the '
-    "arrow keys. A ring marks the step at which the last answer stands for good, a dot the step that wrote it.</p>"
+    '<p class="lead">A column is a masked position, a row a step, from top to bottom. Point at a cell, or move with '
+    "the arrow keys. A ring marks the step at which the last answer stands for good, a dot the step that wrote it.</p>"
     '<div class="controls"><label>Text <select id="scene"></select></label>'
     '<label>Colour <select id="colour"><option value="probability">confidence</option>'
     '<option value="entropy">entropy</option><option value="right">right or wrong</option></select></label></div>'

@@ -13,6 +13,7 @@ from .scenes import Scene
 
 DPI = 120
 SOFT = "#6b7075"
+LIMITS = -0.25, 1.0  # of normalised probe scores; what is worse than the most frequent class is not of interest
 
 
 def pictures(about: Mapping[str, Any], seen: Sequence[Scene]) -> dict[str, bytes]:
@@ -23,6 +24,7 @@ def pictures(about: Mapping[str, Any], seen: Sequence[Scene]) -> dict[str, bytes
 def figures(about: Mapping[str, Any]) -> bytes:
     """A row for each cell: settling, entropy, calibration, probes, sensitivity."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     cells = about["cells"]
     figure = Figure(figsize=(19, 3.5 * len(cells) + 0.6), dpi=DPI, layout="constrained")
@@ -34,7 +36,9 @@ def figures(about: Mapping[str, Any]) -> bytes:
             each.grid(True, color="#e3e5e7", linewidth=0.6)
             each.set_axisbelow(True)
             if each.get_legend_handles_labels()[0]:
-                each.legend(frameon=False, fontsize=7.5)
+                each.legend(frameon=False, fontsize=7.5, loc="lower right" if draw is settled else "best")
+            if draw is not settled:
+                each.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel(cell["cell"], fontsize=10, fontweight="bold")
     figure.suptitle(f"{about['model']}: {about['steps']} steps, labels {about['labels']}", x=0.01, ha="left")
     return saved(figure)
@@ -86,6 +90,7 @@ def read(axes, cell: Mapping[str, Any]) -> None:
         axes.text(0.5, 0.5, "no states were kept", ha="center", transform=axes.transAxes, color=SOFT)
         return
     found = cell["recovery"]
+    axes.set_ylim(*LIMITS)
     for colour, (name, each) in zip(COLOURS, found["targets"].items(), strict=False):
         bounds = each["last_layer"]
         axes.plot(found["steps"], [b["mean"] for b in bounds], "o-", color=colour, markersize=3, label=name)

@@ -63,7 +63,8 @@ function tell() {
   const p = (scene.probability[i][s] / 1000).toFixed(3), h = (scene.entropy[i][s] / 100).toFixed(2);
   const how = s > scene.revealed[i] ? "written" : s === scene.revealed[i] ? "written at this step" : "open";
   $("said").textContent = `Step ${s}, position ${scene.places[i]} (${scene.kinds[i]}): ${quoted(word)} ` +
-    `with probability ${p}, entropy ${h} nats, ${how}, ${scene.right[i][s] ? "right" : "wrong: it was " + quoted(scene.truth[i])}. ` +
+    `with probability ${p}, entropy ${h} nats, ${how}, ` +
+    `${scene.right[i][s] ? "right" : "wrong: it was " + quoted(scene.truth[i])}. ` +
     `Committed at step ${scene.committed[i]}, written at step ${scene.revealed[i]}.`;
   words(s, i);
 }

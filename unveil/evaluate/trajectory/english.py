@@ -13,8 +13,9 @@ SENTENCE = set(".!?:;\"“”‘’'*_-—(")  # a capital behind one of these m
 CLOSED = {
     "determiner": "a an the this that these those each every either neither some any no all both half such another "
     "other what which whose",
-    "pronoun": "i you he she it we they me him her us them my your his its our their mine yours hers ours theirs myself "
-    "yourself himself herself itself ourselves themselves who whom one none something anything nothing everything "
+    "pronoun": "i you he she it we they me him her us them my your his its our their mine yours hers ours theirs "
+    "myself yourself himself herself itself ourselves themselves who whom one none something anything nothing "
+    "everything "
     "someone anyone everyone somebody anybody everybody nobody thou thee thy ye",
     "preposition": "of in on at by with from to into onto upon about after before behind beside between beyond over "
     "under above below through during against among amongst around across along near without within toward towards "
@@ -39,8 +40,12 @@ CLOSED = {
 }
 KNOWN = {word: name for name, words in reversed(CLOSED.items()) for word in words.split()}
 # Words that the list of stop words has and that are no function words.
-CONTENT = set(
-    ["amount", "bill", "bottom", "call", "computer", "cry", "describe", "detail", "fill", "find", "fire", "front", "give", "interest", "made", "mill", "mine", "move", "name", "part", "put", "see", "serious", "show", "side", "sincere", "system", "take", "thick", "thin", "top"]
+CONTENT = frozenset(
+    {
+        *("amount", "bill", "bottom", "call", "computer", "cry", "describe", "detail", "fill", "find", "fire", "front"),
+        *("give", "interest", "made", "mill", "mine", "move", "name", "part", "put", "see", "serious", "show", "side"),
+        *("sincere", "system", "take", "thick", "thin", "top"),
+    }
 )
 SUFFIXES = (
     ("adverb", ("ly",)),

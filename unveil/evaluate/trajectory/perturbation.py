@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...attention import Attention
 from ...canvas import Canvas
 from ...denoiser import Denoiser
 from ...noise import uniform
@@ -39,7 +42,7 @@ class Perturbation:
     after: NDArray[np.bool_]  # (P, T) and of the perturbed one
     changed: NDArray[np.bool_]  # (P, T) is the token at the end another one?
 
-    def save(self, path, about: dict) -> None:
+    def save(self, path: Path, about: dict[str, Any]) -> None:
         """All of the file or none of it."""
         store(path, {name: getattr(self, name) for name in NAMES}, about)
 
@@ -49,7 +52,7 @@ class Perturbation:
         return self.before[:, None].astype(np.int8) - self.after.astype(np.int8)
 
 
-def load(path) -> Perturbation:
+def load(path: Path) -> Perturbation:
     """A saved one. ValueError where the file is damaged or another."""
     return Perturbation(**fetch(path, NAMES)[0])
 
@@ -125,7 +128,7 @@ def ended(
     more: int,
     count: int,
     batch: int,
-    look,
+    look: Attention,
 ) -> NDArray[np.int64]:
     """(P,) the tokens at the end of the perturbed run; the mask where none was written."""
     device = next(model.parameters()).device

@@ -69,7 +69,7 @@ def fit(states: NDArray[np.floating], given: Split, strength: float = 0.1, itera
         probe.fit(known, answers)
     right = given.target[given.test]
     usual = values[counts.argmax()]
-    return Probe(probe.predict(new) == right, right == usual, bool(np.max(probe.n_iter_) < iterations))
+    return Probe(np.equal(probe.predict(new), right), np.equal(right, usual), bool(np.max(probe.n_iter_) < iterations))
 
 
 def normalised(accuracy: NDArray, majority: NDArray) -> NDArray[np.float64]:
@@ -87,7 +87,7 @@ def scores(correct: NDArray[np.bool_], usual: NDArray[np.bool_], sequence: NDArr
 
 
 def emergence(scores: NDArray[np.float64], steps: NDArray[np.integer]) -> NDArray[np.float64]:
-    """(...,) the first of `steps` (R,) at which normalised scores (..., R) reach 90 % of the last; nan if that is <= 0."""
+    """(...,) the first of `steps` (R,) at which scores (..., R) reach 90 % of the last; nan where it is not above 0."""
     last = scores[..., -1:]
     there = scores >= REACHED * last
     found = steps[there.argmax(-1)].astype(float)

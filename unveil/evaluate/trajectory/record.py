@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...attention import FULL
+from ...attention import FULL, Attention
 from ...canvas import Canvas
 from ...decoders import Decoder, quota, top
 from ...decoders.confidence import Confidence
@@ -54,13 +54,13 @@ class Watched(Decoder):
 
 
 def ordered(order: str) -> Decoder:
-    """The decoder of an order. Both reveal an equal share of the blanks every step, and each blank's likeliest token."""
+    """The decoder of an order. Both reveal an equal share of the blanks every step, each as its likeliest token."""
     if order not in ORDERS:
         raise ValueError(f"no order called {order!r}; there are: {', '.join(ORDERS)}")
     return Confidence() if order == "confidence" else Shuffled()
 
 
-def attention(model: Denoiser):
+def attention(model: Denoiser) -> Attention:
     """How a model looks while blanks are filled. ValueError where it cannot fill any.
 
     A leader model looks both ways, as in the share of full batches that it was trained on. A block model keeps its
@@ -122,7 +122,7 @@ def record(
     )
 
 
-def masked(model: Denoiser, sequences: Sequences, hidden: NDArray[np.bool_], seed: int, look) -> Canvas:
+def masked(model: Denoiser, sequences: Sequences, hidden: NDArray[np.bool_], seed: int, look: Attention) -> Canvas:
     """The canvas of some windows whose hidden positions are blank."""
     device = next(model.parameters()).device
     tokens = torch.from_numpy(np.where(hidden, model.mask_id, sequences.tokens).astype(np.int64)).to(device)

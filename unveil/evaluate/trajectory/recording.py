@@ -92,7 +92,7 @@ def store(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> N
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
-            np.savez(file, **arrays, about=np.array(json.dumps({"format": FORMAT, **about})))
+            np.savez(file, allow_pickle=False, **arrays, about=np.array(json.dumps({"format": FORMAT, **about})))
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

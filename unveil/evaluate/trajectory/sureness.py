@@ -31,7 +31,7 @@ def sureness(recording: Recording, resample: Resample) -> tuple[dict[str, Any], 
         "reread": (recording.probability, recording.entropy),
     }
     calibration, gaps = {}, {}
-    for name, (confidence, entropy) in readings.items():
+    for name, (confidence, _) in readings.items():
         for when, correct in (("step", recording.right), ("final", np.broadcast_to(final[:, None], confidence.shape))):
             drawn = errors(confidence, correct, resample)
             calibration[f"{name}, {when}"] = {
