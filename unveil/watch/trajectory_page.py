@@ -18,14 +18,14 @@ COLUMNS = (
 )  # fmt: skip
 MORE = """
 body { max-width: 76rem; } td, th { font-size: .88rem; } .table { overflow-x: auto; }
-.plots { display: grid; gap: 1rem 1.6rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
-.plots h3 { margin: .4rem 0 .2rem; } td.say { text-align: left; } td.verdict { white-space: nowrap; font-weight: 600; }
+.plots { display: grid; gap: 1rem 1.6rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
+.plots svg text { font-size: 17px; } .plots h3 { margin: .4rem 0 .2rem; } .say, th.say { text-align: left; } td.verdict { white-space: nowrap; font-weight: 600; }
 .holds { color: var(--good); } .reversed { color: var(--bad); } .not { color: var(--soft); }
 :root { --good: #1d7a46; --bad: #b3372b; --low: #eef1f4; --high: #1f5f9e; --wrong: #c2571a; --edge: #1d1f21; }
 @media (prefers-color-scheme: dark) { :root { --good: #66c796; --bad: #f0806f; --low: #22272c; --high: #6ab0f3;
   --wrong: #f2995c; --edge: #ffffff; } }
 .map { overflow-x: auto; } .map canvas { cursor: crosshair; touch-action: pan-y; }
-.map canvas:focus-visible { outline: 2px solid var(--c0); }
+.map canvas:focus-visible { outline: 2px solid var(--c0); outline-offset: -2px; }
 .bar { display: inline-block; height: .6rem; background: var(--c0); border-radius: 2px; vertical-align: middle; }
 .controls { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; margin: .5rem 0; }
 select { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: .3rem;

@@ -15,8 +15,7 @@ CLOSED = {
     "other what which whose",
     "pronoun": "i you he she it we they me him her us them my your his its our their mine yours hers ours theirs "
     "myself yourself himself herself itself ourselves themselves who whom one none something anything nothing "
-    "everything "
-    "someone anyone everyone somebody anybody everybody nobody thou thee thy ye",
+    "everything someone anyone everyone somebody anybody everybody nobody thou thee thy ye",
     "preposition": "of in on at by with from to into onto upon about after before behind beside between beyond over "
     "under above below through during against among amongst around across along near without within toward towards "
     "like off out up down for past round till until since",
