@@ -54,7 +54,7 @@ def trajectory(
     probed: Probed = 6000,
     probe_steps: Probes = 5,
     types: Types = 100,
-    perturbed: Perturbed = 10,
+    perturbed: Perturbed = 6,
     perturb_steps: Disturbed = 7,
     share: Share = 0.15,
     more: More = 8,

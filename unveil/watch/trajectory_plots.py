@@ -138,8 +138,13 @@ def heat(scene: Scene) -> bytes:
 
 
 def plain(word: str) -> str:
-    """A token that a picture can show: no line ends, and no markup of matplotlib."""
-    return word.replace("\n", "\u21b5").replace("$", r"\$").replace("\ufffd", "?").strip(" ") or "\u2423"
+    """A token that a picture can show: no line ends, no markup of matplotlib, and only what its font has."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    shown = word.replace("\n", "\u21b5").strip(" ") or "\u2423"
+    known = "".join(letter if letter.isprintable() and font.get_char_index(ord(letter)) else "?" for letter in shown)
+    return known.replace("$", r"\$")
 
 
 def saved(figure) -> bytes:

@@ -101,7 +101,7 @@ def store(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> N
 def fetch(path: Path, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What `store` wrote. ValueError where the file is damaged or another."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             missing = [name for name in (*names, "about") if name not in found]
             if missing:
                 raise ValueError(f"{path} is no recording of this kind: it lacks {missing[0]}")

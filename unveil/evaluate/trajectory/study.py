@@ -40,7 +40,7 @@ class Plan:
     probed: int = 6000  # positions of which states are kept, over all seeds; 0: no probes
     probe_steps: int = 5  # at which they are, evenly spread
     types: int = 100  # tokens that a probe tells apart
-    perturbed: int = 10  # sequences of each run that are perturbed; 0: none
+    perturbed: int = 6  # sequences of each run that are perturbed; 0: none
     perturb_steps: int = 7  # at which, evenly spread
     share: float = 0.15  # of what is written, masked again
     more: int = 8  # further steps by the rule "more"
