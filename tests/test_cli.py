@@ -79,6 +79,8 @@ def test_python_m_unveil_is_the_same_command():
 
 COMMANDS = ["train", "adapt", "generate", "fill", "score", "list", "info", "export", "demo", "task", "bench", "watch"]
 COMMANDS += ["harness", "texts", "quality"]
+COMMANDS += ["harness"]
+COMMANDS += ["trajectory"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,7 +19,8 @@ COLUMNS = (
 MORE = """
 body { max-width: 76rem; } td, th { font-size: .88rem; } .table { overflow-x: auto; }
 .plots { display: grid; gap: 1rem 1.6rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
-.plots svg text { font-size: 17px; } .plots h3 { margin: .4rem 0 .2rem; } .say, th.say { text-align: left; } td.verdict { white-space: nowrap; font-weight: 600; }
+.plots svg text { font-size: 17px; } .plots h3 { margin: .4rem 0 .2rem; }
+.say, th.say { text-align: left; } td.verdict { white-space: nowrap; font-weight: 600; }
 .holds { color: var(--good); } .reversed { color: var(--bad); } .not { color: var(--soft); }
 :root { --good: #1d7a46; --bad: #b3372b; --low: #eef1f4; --high: #1f5f9e; --wrong: #c2571a; --edge: #1d1f21; }
 @media (prefers-color-scheme: dark) { :root { --good: #66c796; --bad: #f0806f; --low: #22272c; --high: #6ab0f3;

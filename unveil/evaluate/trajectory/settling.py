@@ -70,7 +70,7 @@ def claims(labels: Labels, coarse: NDArray, means: dict[int, NDArray], errors: N
     """Content before function words, numbers before them, and early commitment that is wrong."""
     place = {name: i for i, name in enumerate(labels.coarse)}
     found = []
-    for name in (labels.early, "number"):
+    for name in [each for each in (labels.early, "number") if each in place]:
         pair = place[name], place[labels.late]
         if min((coarse == each).sum() for each in pair) >= LEAST:
             later = interval(means[pair[1]] - means[pair[0]])
