@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,20 @@ def test_the_command_resumes_to_the_same_numbers(run, folder, monkeypatch, tmp_p
     assert code == 0, err
     assert saved[0].stat().st_mtime_ns == first
     assert json.loads(out.splitlines()[-1])["cells"] == whole["cells"]
+
+
+def test_the_benchmark_tells_what_was_published_beside_it(run, folder, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    words = [str(folder / "full"), "--data", str(folder / "a.txt"), *QUICK, "--probed", "0", "--out", "work/full"]
+    assert run(*words)[0] == 0
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "--pictures", str(tmp_path / "pictures")]
+    import_module("emergence").main([str(folder / "full"), *places])  # the study is there and is not made again
+    found = json.loads((tmp_path / "emergence.json").read_text())
+    assert {"date", "commit", "machine"} <= found.keys()
+    told = (tmp_path / "emergence.md").read_text()
+    for claim in found["models"]["full"]["cells"][0]["claims"]:
+        assert f"| {claim['claim']} | {claim['verdict']}" in told
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} <= {"emergence-full.png", "emergence-full-map.png"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .measure import wanted
+from .measure import Data, Device, Field, Held, Place, wanted
 from .places import model_place
 from .say import Json, clean, result
 
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
     from ..evaluate.trajectory.labels import Labels
     from ..evaluate.trajectory.study import Plan
 
-Place = Annotated[str, typer.Argument(help="A folder, a hub id or an embedded model that fills blanks.")]
-Data = Annotated[list[str] | None, typer.Option(help="As for score; default: what it was trained on, held-out side.")]
-Field = Annotated[str, typer.Option(help="The text's field in .jsonl and .parquet rows.")]
-Held = Annotated[bool | None, typer.Option("--held-out/--all", help="Only what training holds out, or all of --data.")]
 Kinds = Annotated[str, typer.Option(help="What words are: english (a proxy), python (exact), or auto.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="A folder for runs, figures and pages; again, to go on.")]
 Masks = Annotated[str, typer.Option("--mask", help="Shares of the text that are masked, with commas.")]
@@ -35,7 +30,6 @@ Perturbed = Annotated[int, typer.Option(help="Sequences of each run that are per
 Disturbed = Annotated[int, typer.Option(help="Steps at which they are, evenly spread.")]
 Share = Annotated[float, typer.Option(help="Share of what is written that is masked again.")]
 More = Annotated[int, typer.Option(help="Further steps in the variant with an extra budget.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 FILE, ASKED = "trajectory.json", "asked.json"
 
 
@@ -155,6 +149,7 @@ def agree(place: Path, asked: dict[str, Any], overwrite: bool) -> None:
     import json
     import shutil
 
+    from ..bulk import put
     from ..evaluate.trajectory.study import RUNS
 
     path, here = place / ASKED, json.loads(json.dumps(asked))
@@ -171,7 +166,7 @@ def agree(place: Path, asked: dict[str, Any], overwrite: bool) -> None:
             shutil.rmtree(place / RUNS, ignore_errors=True)
             (place / FILE).unlink(missing_ok=True)
     place.mkdir(parents=True, exist_ok=True)
-    put(path, (json.dumps(here, indent=1) + "\n").encode())
+    put(path, json.dumps(here, indent=1) + "\n")
 
 
 def labelled(name: str, documents: list[str]) -> Labels:
@@ -188,6 +183,7 @@ def write(place: Path, about: dict[str, Any], plan: Plan, labels: Labels, text: 
     """Pages and pictures, and at last the figures; the names of all."""
     import json
 
+    from ..bulk import put
     from ..evaluate.trajectory import recording
     from ..evaluate.trajectory.study import cells
     from ..watch.scenes import scenes
@@ -195,21 +191,11 @@ def write(place: Path, about: dict[str, Any], plan: Plan, labels: Labels, text: 
 
     shown = {cell.name: recording.load(cell.file(place, 0)) for cell in cells(plan)}
     seen = [scene for name, run in shown.items() for scene in scenes(name, run, labels, text)]
-    put(place / "trajectory.html", page(about, seen).encode())
+    put(place / "trajectory.html", page(about, seen))
     names = ["trajectory.html", *pictures(place, about, seen), FILE]
     told = json.dumps(clean(about | {"files": names}), indent=1, ensure_ascii=False) + "\n"
-    put(place / FILE, told.encode())  # last: a study without it is unfinished
+    put(place / FILE, told)  # last: a study without it is unfinished
     return names
-
-
-def put(path: Path, content: bytes) -> None:
-    """All of a file or none of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def pictures(place: Path, about: dict[str, Any], seen: list) -> list[str]:
@@ -219,7 +205,7 @@ def pictures(place: Path, about: dict[str, Any], seen: list) -> list[str]:
     found = []
     try:
         for name, content in trajectory_plots.pictures(about, seen).items():
-            put(place / name, content)
+            (place / name).write_bytes(content)  # written anew unless the figures are there, which come last
             found.append(name)
     except ModuleNotFoundError:
         print("no pictures: matplotlib is not installed (pip install 'unveil[plot]')", file=sys.stderr)
