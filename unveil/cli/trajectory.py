@@ -166,7 +166,7 @@ def agree(place: Path, asked: dict[str, Any], overwrite: bool) -> None:
             shutil.rmtree(place / RUNS, ignore_errors=True)
             (place / FILE).unlink(missing_ok=True)
     place.mkdir(parents=True, exist_ok=True)
-    put(path, json.dumps(here, indent=1) + "\n")
+    put(path, (json.dumps(here, indent=1) + "\n").encode())
 
 
 def labelled(name: str, documents: list[str]) -> Labels:
@@ -191,21 +191,22 @@ def write(place: Path, about: dict[str, Any], plan: Plan, labels: Labels, text: 
 
     shown = {cell.name: recording.load(cell.file(place, 0)) for cell in cells(plan)}
     seen = [scene for name, run in shown.items() for scene in scenes(name, run, labels, text)]
-    put(place / "trajectory.html", page(about, seen))
+    put(place / "trajectory.html", page(about, seen).encode())
     names = ["trajectory.html", *pictures(place, about, seen), FILE]
     told = json.dumps(clean(about | {"files": names}), indent=1, ensure_ascii=False) + "\n"
-    put(place / FILE, told)  # last: a study without it is unfinished
+    put(place / FILE, told.encode())  # last: a study without it is unfinished
     return names
 
 
 def pictures(place: Path, about: dict[str, Any], seen: list) -> list[str]:
     """PNG files, where matplotlib is installed; their names."""
+    from ..bulk import put
     from ..watch import trajectory_plots
 
     found = []
     try:
         for name, content in trajectory_plots.pictures(about, seen).items():
-            (place / name).write_bytes(content)  # written anew unless the figures are there, which come last
+            put(place / name, content)
             found.append(name)
     except ModuleNotFoundError:
         print("no pictures: matplotlib is not installed (pip install 'unveil[plot]')", file=sys.stderr)
