@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -153,7 +155,12 @@ def test_the_drop_is_split_by_hand():
     assert [x["mean"] for x in told["direct"]] == [0, 0, 0]  # in the middle one is lost and one is won
     assert [x["mean"] for x in told["collateral"]] == [0, 0.5, 0]
     assert [x["mean"] for x in told["drop"]] == [0, 0.5, 0]
-    assert [claim.verdict for claim in claims] == ["not shown", "not shown"]
+    assert [claim.verdict for claim in claims] == ["not measured", "not measured"]
+    assert "2 sequences are too few" in claims[0].sentence
+    many = replace(each, **{name: np.tile(getattr(each, name).T, 15).T for name in ("hit", "before", "after")})
+    many = replace(many, changed=np.tile(each.changed, (15, 1)), position=np.arange(60, dtype=np.int32))
+    _, claims = sensitivity({"same": many}, np.arange(60) // 2, 32)
+    assert [claim.verdict for claim in claims] == ["holds", "reversed"]  # the middle, and not directly
 
 
 def test_a_verdict_follows_from_the_interval():

@@ -5,15 +5,20 @@ Shapes: P positions, T perturbed steps, D draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..intervals import Interval
 from .claims import Claim, told
 from .perturbation import RULES, Perturbation
 from .resample import Resample, band, interval
+
+LEAST = 20  # sequences: most lose nothing, and of fewer a bootstrap sees too little of how they vary
 
 
 def sensitivity(
@@ -43,6 +48,10 @@ def sensitivity(
             "peak": told(interval(each.steps[drop.argmax(1)].astype(float))),
         }
         claims += answers(rule, each.steps, drop, direct, collateral, total)
+    few = len(resample.names)
+    if few < LEAST:
+        claims = [replace(claim, effect=Interval(claim.effect.mean, math.nan, math.nan)) for claim in claims]
+        claims = [replace(claim, note=f"{few} sequences are too few for an interval") for claim in claims]
     return found, claims
 
 

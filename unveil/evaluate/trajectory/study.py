@@ -34,14 +34,14 @@ class Plan:
     masks: tuple[float, ...] = (0.5, 0.8)
     orders: tuple[str, ...] = ORDERS
     seeds: int = 3
-    sequences: int = 32  # of each run
+    sequences: int = 24  # of each run
     length: int = 64  # tokens of each
     steps: int = 32
-    probed: int = 6000  # positions of which states are kept, over all seeds; 0: no probes
+    probed: int = 3600  # positions of which states are kept, over all seeds; 0: no probes
     probe_steps: int = 5  # at which they are, evenly spread
     types: int = 100  # tokens that a probe tells apart
-    perturbed: int = 6  # sequences of each run that are perturbed; 0: none
-    perturb_steps: int = 7  # at which, evenly spread
+    perturbed: int = 8  # sequences of each run that are perturbed; 0: none
+    perturb_steps: int = 5  # at which, evenly spread
     share: float = 0.15  # of what is written, masked again
     more: int = 8  # further steps by the rule "more"
 
