@@ -19,7 +19,8 @@ def study(model: str, data: str | None, out: Path, options: Sequence[str]) -> di
     if not done.exists():
         command = [sys.executable, "-m", "unveil", "trajectory", model, "--out", str(out), *options]
         subprocess.run([*command, *(["--data", data, "--held-out"] if data else [])], check=True, cwd=ROOT)
-    return json.loads(done.read_text(encoding="utf-8"))
+    found = json.loads(done.read_text(encoding="utf-8"))
+    return found | {"model": Path(model).name, "data": Path(found["data"]).name}  # names, not places
 
 
 def spread(found: dict | None, scale: float = 1.0, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def figures(about: Mapping[str, Any]) -> bytes:
             if draw is not settled:
                 each.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel(cell["cell"], fontsize=10, fontweight="bold")
-    figure.suptitle(f"{about['model']}: {about['steps']} steps, labels {about['labels']}", x=0.01, ha="left")
+    name = Path(about["model"]).name
+    figure.suptitle(f"{name}: {about['steps']} steps, labels {about['labels']}", x=0.01, ha="left")
     return saved(figure)
 
 
