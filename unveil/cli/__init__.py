@@ -78,6 +78,7 @@ for command, examples in {
     texts.texts: [
         "unveil texts dlm.jsonl ar.jsonl --reference books.txt",
         "unveil texts answers/ --scorer stdlib-ar --tokenizer stdlib-ar --out report",
+    ],
     trajectory.trajectory: [
         "unveil trajectory stdlib-dlm --out trajectory",
         "unveil trajectory my-dlm --data notes/ --steps 32 --mask 0.5,0.8 --seeds 3 --sequences 200 --out study",
