@@ -19,7 +19,7 @@ LIMITS = -0.25, 1.0  # of normalised probe scores; what is worse than the most f
 
 def pictures(about: Mapping[str, Any], seen: Sequence[Scene]) -> dict[str, bytes]:
     """PNG files by name. ModuleNotFoundError without matplotlib, which comes with the extra `plot`."""
-    return {"trajectory.png": figures(about), "map.png": heat(seen[0])}
+    return {"trajectory.png": figures(about), "map.png": heat(seen[min(1, len(seen) - 1)])}
 
 
 def figures(about: Mapping[str, Any]) -> bytes:
@@ -135,7 +135,7 @@ def heat(scene: Scene) -> bytes:
     axes.set_ylabel("step")
     axes.set_title(f"{scene.cell}: confidence; below, the last answers, wrong ones coloured", loc="left", fontsize=9)
     figure.colorbar(shown, ax=axes, label="probability", pad=0.01)
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 1.0), fontsize=7, framealpha=0.85)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=2, fontsize=8, frameon=False)
     return saved(figure)
 
 
