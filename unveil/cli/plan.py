@@ -33,9 +33,7 @@ def plan(
     tokens: Annotated[float | None, typer.Option(help="Of the whole run, as in 5e9; default: the recipe's.")] = None,
     machine: Annotated[int, typer.Option(help="GPUs in one machine.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of matrix products: bfloat16 or float32.")] = "bfloat16",
-    peak: Annotated[
-        float, typer.Option(help="Operations a second of a GPU; default: H100, bfloat16.")
-    ] = 989e12,
+    peak: Annotated[float, typer.Option(help="Operations a second of a GPU; default: H100, bfloat16.")] = 989e12,
     mfu: Annotated[float, typer.Option(help="Assumed share of it that is reached.")] = 0.4,
     price: Annotated[float, typer.Option(help="Assumed price of a GPU hour.")] = 2.5,
     mtbf: Annotated[float, typer.Option(help="Assumed GPU hours between failures.")] = 50_000,

@@ -263,9 +263,7 @@ def measure(
     return measured
 
 
-def solved(
-    arm: Arm, examples: Sequence[Example], batch: int, tell: Callable[[int, Arm], None]
-) -> NDArray[np.float64]:
+def solved(arm: Arm, examples: Sequence[Example], batch: int, tell: Callable[[int, Arm], None]) -> NDArray[np.float64]:
     """(3, N) scores, tokens and forwards of all problems."""
     problems = [arm.subject.problem(example) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(problems[i].row))  # passes of equal width are merged

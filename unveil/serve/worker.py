@@ -9,12 +9,14 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from .. import hub
 from .engine import Engine
 from .messages import Cancel, Drained, Event, Order, Refusal, Submit, line, read
+from .several import Several
 
 log = logging.getLogger("unveil.worker")
 
@@ -48,7 +50,7 @@ def tell(pipe: int, events: Sequence[Event]) -> None:
         data = data[os.write(pipe, data) :]
 
 
-def work(engine: Engine, orders: Orders, pipe: int) -> None:
+def work(engine: Engine | Several, orders: Orders, pipe: int) -> None:
     """Do what orders say until they end, or until everything is finished where they say Drain."""
     draining = False
     while not orders.ended:
@@ -66,7 +68,7 @@ def work(engine: Engine, orders: Orders, pipe: int) -> None:
             return
 
 
-def begin(words: argparse.Namespace) -> Engine:
+def begin(words: argparse.Namespace) -> Engine | Several:
     """The engine with its model. ValueError or OSError in one sentence where it cannot be."""
     if words.threads:
         torch.set_num_threads(words.threads)
@@ -76,9 +78,18 @@ def begin(words: argparse.Namespace) -> Engine:
         raise ValueError(f"the device {words.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     try:
         model, text = hub.load(words.model, dtype=words.dtype, device=words.device)
+        beside = {name: hub.beside(model, words.model, folder) for name, folder in words.adapter}
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{words.model} does not fit into the memory of {words.device}") from error
-    return Engine(model.eval(), name=words.name or words.model, start_id=text.start_id, memory=words.memory, text=text)
+    engine = partial(Engine, name=words.name or words.model, start_id=text.start_id, memory=words.memory, text=text)
+    base = engine(model.eval())
+    return Several(base, {name: engine(each.eval()) for name, each in beside.items()}) if beside else base
+
+
+def pair(given: str) -> tuple[str, str]:
+    """NAME=FOLDER."""
+    name, _, folder = given.partition("=")
+    return name, folder
 
 
 def arguments() -> argparse.Namespace:
@@ -89,6 +100,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--device", default="cpu")
     found.add_argument("--dtype", help="default: float32 on a CPU, else the checkpoint's own")
     found.add_argument("--memory", type=int, help="bytes for keys and values of requests")
+    found.add_argument("--adapter", type=pair, action="append", default=[], help="NAME=FOLDER; may be repeated")
     found.add_argument("--threads", type=int, help="threads of the processor")
     return found.parse_args()
 
