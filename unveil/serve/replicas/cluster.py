@@ -96,7 +96,7 @@ def connected(wanted: Wanted) -> Iterator[None]:
     """Ray, started here or joined. ValueError where it cannot be reached. All that was started ends with the block."""
     if wanted.address is None:
         # A folder of its own, where no other program of this user finds it; one CPU, since nothing counts them here.
-        place = tempfile.mkdtemp(prefix="unveil-ray-")
+        place = tempfile.mkdtemp(prefix="unveil-ray-", dir="/tmp")  # sockets in longer paths cannot be
         own = {"include_dashboard": False, "object_store_memory": STORE, "num_cpus": 1, "_temp_dir": place}
         ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **own)
     else:
