@@ -229,7 +229,7 @@ def test_the_router():
 
     def ranks(wish: Wish | None) -> list[str]:
         context = SimpleNamespace(should_backoff=False)
-        pending = SimpleNamespace(kwargs={"wish": wish}, routing_context=context)
+        pending = SimpleNamespace(args=["request", wish], routing_context=context)
         found = asyncio.run(router.choose_replicas(replicas, pending))
         assert context.should_backoff
         return ["".join(sorted(each.replica_id.unique_id for each in rank)) for rank in found]

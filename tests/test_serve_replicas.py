@@ -79,9 +79,9 @@ def server(tmp_path_factory):
     assert len(below) > 5
     found.process.terminate()
     try:
-        assert found.process.wait(60) == 0, found.errors
+        assert found.process.wait(300) == 0, found.errors
         assert "Traceback" not in found.errors
-        wait(lambda: not [pid for pid, _ in below if alive(pid)], 20)
+        wait(lambda: not left(below))
         assert not list(found.place.glob("unveil-*/serve-*.json"))
     finally:
         print(found.errors)
@@ -94,8 +94,14 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as found:
         yield found
+
+
+def left(processes: list[tuple[int, str]]) -> list[str]:
+    found = [name for pid, name in processes if alive(pid)]
+    print("left:", found)
+    return found
 
 
 def alive(pid: int) -> bool:
@@ -105,7 +111,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait(until, seconds: float = 60) -> None:
+def wait(until, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end
@@ -130,9 +136,9 @@ def test_the_client_gets_what_one_engine_says(server, client):
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == found.choices[0].message.content
     assert complete(client, suffix=" + 1", max_tokens=5).usage.completion_tokens == 5
     # The same beginning goes to the same replica, which has it computed.
+    complete(client, prompt="hello world " * 8, max_tokens=4)
     again = complete(client, prompt="hello world " * 8, max_tokens=4)
-    again = complete(client, prompt="hello world " * 8, max_tokens=4)
-    assert again.usage.prompt_tokens_details.cached_tokens > 40
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
 
 
 def test_errors_have_their_shape(server, client):
@@ -142,20 +148,22 @@ def test_errors_have_their_shape(server, client):
         complete(client, max_tokens=501)
     with pytest.raises(openai.BadRequestError, match="no decoder called 'nope'"):
         complete(client, stream=True, extra_body={"decoder": "nope"})
-    wrong = httpx.post(f"{server.url}/v1/completions", content=b"{", headers={"content-type": "application/json"})
+    wrong = httpx.post(
+        f"{server.url}/v1/completions", content=b"{", timeout=60, headers={"content-type": "application/json"}
+    )
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "invalid_json")
-    text = httpx.post(f"{server.url}/v1/completions", content=b"{}")
+    text = httpx.post(f"{server.url}/v1/completions", content=b"{}", timeout=60)
     assert (text.status_code, text.headers["x-content-type-options"]) == (415, "nosniff")
     large = httpx.post(f"{server.url}/v1/completions", json={"prompt": "x" * 2_000_000}, timeout=60)
     assert (large.status_code, list(large.json())) == (413, ["error"])
-    host = httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example"})
+    host = httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example"}, timeout=60)
     assert host.json()["error"]["code"] == "wrong_host"
-    assert "unveil" in httpx.get(server.url).text
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert "unveil" in httpx.get(server.url, timeout=60).text
+    assert httpx.get(f"{server.url}/health", timeout=60).json() == {"status": "ok"}
 
 
 def metric(server, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    lines = httpx.get(f"{server.url}/metrics", timeout=300).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
@@ -199,7 +207,7 @@ class Crowd:
         wait(lambda: self.answered > before + 4 or self.failed)
         self.over.set()
         for each in self.threads:
-            each.join(60)
+            each.join(300)
 
 
 def test_a_dead_engine_costs_what_was_streaming_and_nothing_else(server, client):
@@ -236,8 +244,8 @@ def test_a_dead_replica_comes_back(server, client):
     assert len(replicas) == 2
     with Crowd(client) as crowd:
         os.kill(replicas[0], signal.SIGKILL)
-        wait(lambda: len(set(server.called("ray::ServeReplica")) - set(replicas)) == 1, 120)
-        wait(lambda: metric(server, "unveil_replicas") == 2, 120)
+        wait(lambda: len(set(server.called("ray::ServeReplica")) - set(replicas)) == 1)
+        wait(lambda: metric(server, "unveil_replicas") == 2)
     assert len(crowd.failed) <= 2, crowd.failed
     assert metric(server, "unveil_up") == 2
 
@@ -248,7 +256,7 @@ def test_new_replicas_one_after_the_other(server, client):
         complete(client, max_tokens=501)
     server.settle(port=server.port, max_tokens=700)
     with Crowd(client, 2) as crowd:
-        done = subprocess.run(server.command, cwd=TOP, env=server.env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(server.command, cwd=TOP, env=server.env, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["replaced"]
     assert not crowd.failed

@@ -26,7 +26,10 @@ def settled(context: typer.Context, path: str | None) -> str | None:
     """Take a file's options as the defaults of this command."""
     if path is None:
         return None
-    found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
     known = [each.name for each in context.command.params if each.name and each.name not in ("config", "json", "help")]
     defaults: dict[str, object] = {}
     for name, value in found.items():

@@ -131,6 +131,7 @@ def deploy(setup: Setup, wanted: Wanted, name: str, drain: float) -> DeploymentH
 
     ValueError, in the words of the engine, where they do not start.
     """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled", logging_config=SETTLED)
     scale = {"min_replicas": wanted.least, "max_replicas": wanted.most, "target_ongoing_requests": wanted.busy}
     scale |= {"initial_replicas": wanted.least, "upscale_delay_s": wanted.up, "downscale_delay_s": wanted.down}

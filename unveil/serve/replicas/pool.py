@@ -42,7 +42,7 @@ class Pool:
 
     def ask(self, asked: Asked, wish: Wish) -> DeploymentResponseGenerator:
         """Have a request answered by one of them."""
-        stream = self.handle.answer.remote(asked, wish=wish)
+        stream = self.handle.answer.remote(asked, wish)
         assert isinstance(stream, DeploymentResponseGenerator)
         return stream
 

@@ -37,7 +37,7 @@ class Affinity(RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # or waiting for room would never sleep
-        wish = pending_request.kwargs.get("wish") or Wish()
+        wish = next((each for each in pending_request.args if isinstance(each, Wish)), Wish())
         there = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if wish.only in there:
             return [[there[wish.only]]]
