@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from types import SimpleNamespace
 
 import httpx
@@ -18,7 +19,7 @@ from unveil.serve.errors import said
 from unveil.serve.journal import Journal
 from unveil.serve.limits import Limits
 from unveil.serve.pending import BEGUN
-from unveil.serve.replicas import front
+from unveil.serve.replicas import cluster, front
 from unveil.serve.replicas.affinity import beginning, preferred
 from unveil.serve.replicas.pool import Pool
 from unveil.serve.replicas.replica import Began
@@ -246,6 +247,37 @@ def test_the_router():
     assert ranks(Wish(only="b")) == ["b"]
     assert best not in ranks(Wish(b"def", frozenset(best)))[0]
     assert sorted("".join(ranks(Wish(b"def", frozenset("abc"))))) == ["a", "b", "c"]
+
+
+def test_what_ray_serve_is_told():
+    fixed = cluster.planned(cluster.Wanted(2, 2, busy=3), queue=9, drain=4)
+    assert (fixed.num_replicas, fixed.max_ongoing_requests, fixed.max_queued_requests) == (2, 6, 9)
+    assert fixed.ray_actor_options["num_cpus"] == 0, "in a Ray of our own nothing is counted"
+    moving = cluster.planned(cluster.Wanted(1, 4, busy=3, cpus=2, gpus=1, address="a:1"), queue=9, drain=4)
+    scale = moving._deployment_config.autoscaling_config
+    assert (scale.min_replicas, scale.max_replicas, scale.target_ongoing_requests) == (1, 4, 3)
+    assert moving.ray_actor_options == {"num_cpus": 2, "num_gpus": 1}
+
+
+def test_the_reason_why_replicas_do_not_start():
+    told = "The deployment failed to start 2 times:\nTraceback (most recent call last):\n  File x\n"
+    told += "ray.exceptions.RayTaskError(ValueError): ray::ServeReplica()\n    raise ValueError\nValueError: no room"
+    assert cluster.reason(told) == "no room"
+    assert cluster.reason("it is unhappy") == "it is unhappy"
+
+
+def test_a_server_is_found_by_its_port(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cluster.running(8000) is None
+    with cluster.noted(8000, cluster.Running(os.getpid(), "127.0.0.1:1", "unveil-8000")):
+        assert cluster.running(8000) == cluster.Running(os.getpid(), "127.0.0.1:1", "unveil-8000")
+        assert cluster.note(8000).parent.stat().st_mode & 0o77 == 0
+        assert cluster.running(8001) is None
+    assert cluster.running(8000) is None
+    cluster.note(8000).write_text(json.dumps({"pid": 2**22 + 1, "address": "a", "name": "b"}))
+    assert cluster.running(8000) is None, "it has died"
+    cluster.note(8000).write_text("{")
+    assert cluster.running(8000) is None
 
 
 def test_drain():

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from .. import listen
@@ -98,7 +99,10 @@ def connected(wanted: Wanted) -> Iterator[None]:
         # A folder of its own, where no other program of this user finds it; one CPU, since nothing counts them here.
         place = tempfile.mkdtemp(prefix="unveil-ray-", dir="/tmp")  # sockets in longer paths cannot be
         own = {"include_dashboard": False, "object_store_memory": STORE, "num_cpus": 1, "_temp_dir": place}
-        ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        try:
+            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (RuntimeError, RayError) as error:
+            raise ValueError(f"Ray does not start here: {str(error).splitlines()[0]} See {place}") from error
     else:
         place = None
         reached(wanted.address)
@@ -126,20 +130,15 @@ def reached(address: str) -> None:
         raise ValueError(f"there is no Ray at {address}: {reason}; see --ray-address") from error
 
 
-def deploy(setup: Setup, wanted: Wanted, name: str, drain: float) -> DeploymentHandle:
-    """Put replicas there, or replace those there are, a few at a time, by ones of this setup; wait until it is done.
-
-    ValueError, in the words of the engine, where they do not start.
-    """
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(proxy_location="Disabled", logging_config=SETTLED)
+def planned(wanted: Wanted, queue: int, drain: float) -> serve.Deployment:
+    """What Ray Serve is to keep running."""
     scale = {"min_replicas": wanted.least, "max_replicas": wanted.most, "target_ongoing_requests": wanted.busy}
     scale |= {"initial_replicas": wanted.least, "upscale_delay_s": wanted.up, "downscale_delay_s": wanted.down}
     deployment = serve.deployment(
         Replica,
         name="replica",
         max_ongoing_requests=2 * wanted.busy,
-        max_queued_requests=setup.limits.queue,
+        max_queued_requests=queue,
         ray_actor_options={"num_cpus": wanted.cpus if wanted.address else 0, "num_gpus": wanted.gpus},
         request_router_config={
             "request_router_class": "unveil.serve.replicas.router:Affinity",
@@ -153,17 +152,30 @@ def deploy(setup: Setup, wanted: Wanted, name: str, drain: float) -> DeploymentH
         rolling_update_percentage=0.01,  # one at a time
         logging_config=SETTLED,
     )
-    fixed = wanted.least == wanted.most
-    number = deployment.options(num_replicas=wanted.least) if fixed else deployment.options(autoscaling_config=scale)
+    if wanted.least == wanted.most:
+        return deployment.options(num_replicas=wanted.least)
+    return deployment.options(autoscaling_config=scale)
+
+
+def deploy(setup: Setup, wanted: Wanted, name: str, drain: float) -> DeploymentHandle:
+    """Put replicas there, or replace those there are, one after the other, by new ones; wait until that is done.
+
+    ValueError, in the words of the engine, where they do not start.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config=SETTLED)
     try:
-        return serve.run(number.bind(setup), name=name, route_prefix=None)
+        return serve.run(planned(wanted, setup.limits.queue, drain).bind(setup), name=name, route_prefix=None)
     except RuntimeError as error:
         found = serve.status().applications.get(name)
         told = "".join(each.message for each in found.deployments.values()) if found else str(error)
-        sentences = re.findall(r"^(?:ValueError|OSError|\w*\.?Lost): (.+)$", told, re.MULTILINE)
-        if not sentences:
-            raise
-        raise ValueError(f"the replicas do not start: {sentences[-1]}") from error
+        raise ValueError(f"the replicas do not start: {reason(told)}") from error
+
+
+def reason(told: str) -> str:
+    """The last sentence of an error in what Ray Serve tells of a deployment, which holds whole tracebacks."""
+    sentences = re.findall(r"^(?:[\w.]+\.)?(?:ValueError|OSError|RuntimeError): (.+)$", told, re.MULTILINE)
+    return (sentences or told.split("\n"))[-1].strip() or "Ray Serve does not say why"
 
 
 def host(
