@@ -166,6 +166,10 @@ def test_what_does_not_fit_is_refused_at_the_start(places, tmp_path, monkeypatch
         with pytest.raises(SystemExit, match="2"):
             cli.main()
         assert f"--adapter is {given!r}; expected NAME=FOLDER" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["unveil", "serve", "--adapter", "a=x", "--adapter", "a=y"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "two adapters have one name" in capsys.readouterr().err
 
 
 def test_adapters_are_asked_for_by_name(places):

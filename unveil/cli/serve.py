@@ -170,12 +170,14 @@ def serve(
     from ..serve.link import Lost
     from ..serve.setup import Setup
 
-    folder = Path(model).is_dir()
+    folder, adapters = Path(model).is_dir(), tuple(map(named, adapter or []))
+    if len(dict(adapters)) < len(adapters):
+        raise ValueError("two adapters have one name; expected a name of its own for each --adapter")
     setup = Setup(
         model=str(Path(model).resolve()) if folder else model_place(model),
         name=name or (Path(model).resolve().name if folder else model),
         limits=limits,
-        adapters=tuple(map(named, adapter or [])),
+        adapters=adapters,
         device=device,
         dtype=dtype,
         memory=room,
