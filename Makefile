@@ -17,9 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/unveil demo --minutes $(MINUTES)
 
-# One thread a process: the processes share the cores.
+# One thread a process: the processes share the cores. Each takes neighbouring tests, so that few prepare the same twice.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # What the tests do with the HTTP interface, for longer.
 fuzz: $(STAMP)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measure import RESULTS, ROOT, Report, put, stamp, threads
 from rich.console import Console
-from study.arms import ARMS, Plan, jobs, place, run, shard
+from study.arms import ARMS, USUAL, Plan, jobs, place, run, shard
 from study.page import Study, figure, numbers, show
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -35,12 +35,21 @@ def part(words: str) -> tuple[int, int]:
     return int(number) - 1, int(count)
 
 
-def work(plan: Plan, names: Sequence[str], seeds: int, folder: Path, number: int, count: int, console: Console) -> None:
+def work(
+    plan: Plan,
+    names: Sequence[str],
+    seeds: int,
+    folder: Path,
+    number: int,
+    count: int,
+    console: Console,
+    models: Path | None,
+) -> None:
     """Run what is missing of this process's part; every finished run is kept, so that a killed study goes on."""
     mine = [job for job in shard(jobs(names, seeds, plan, folder), number, count) if not job[2].exists()]
     for index, (name, seed, path) in enumerate(mine, 1):
         console.print(f"[{index}/{len(mine)}] {name}, seed {seed}", markup=False, highlight=False)
-        found = run(name, seed, plan)
+        found = run(name, seed, plan, models)
         put(path, json.dumps({**found, **stamp()}) + "\n")
         score = found["score"]
         said = f"{score['nats']:.4f} +- {score['stderr']:.4f} nats ({score['kind']}), {found['seconds']:.0f} s"
@@ -66,16 +75,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", action="append", help="text to adapt to, as unveil adapt takes it; may be repeated")
     judged = "text to judge on, likewise; without it, and with --data, the part held out of that"
     parser.add_argument("--eval-data", action="append", help=judged)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=USUAL)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shard", type=part, default=(0, 1), metavar="i/n", help="do the i-th of n equal parts")
     parser.add_argument("--report", action="store_true", help="run nothing: collect what is finished")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=WORK, help="folder of finished runs")
+    parser.add_argument("--models", type=Path, help="a folder to keep the trained models in, as NAME-SEED")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, help="default: docs/adaptation-NAME.png")
     for name in COUNTS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(usual, name))
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=usual.dtype, help="of training")
     parser.add_argument("--lr", type=float, default=usual.lr)
     parser.add_argument("--sample-steps", type=int, nargs="+", default=usual.sample_steps)
     parser.add_argument("--temperatures", type=float, nargs="+", default=usual.temperatures)
@@ -83,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> None:
     threads(given.threads)
     plan = replace(
         usual,
-        **{name: vars(given)[name] for name in (*COUNTS, "parent", "lr")},
+        **{name: vars(given)[name] for name in (*COUNTS, "parent", "lr", "dtype")},
         data=tuple(given.data or usual.data),
         eval_data=tuple(given.eval_data or (() if given.data else usual.eval_data)),
         sample_steps=tuple(given.sample_steps),
@@ -98,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     report = Report(f"adaptation-{given.name}", given.results)
     if not given.report:
-        work(plan, given.arms, given.seeds, given.work, number, count, report.console)
+        work(plan, given.arms, given.seeds, given.work, number, count, report.console, given.models)
         if count > 1:
             report.console.print("when all parts are done: the same command with --report instead of --shard")
             return

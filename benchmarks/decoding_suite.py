@@ -31,6 +31,22 @@ LEADER = (
     "threshold;threshold(tau=0.7);threshold(extrapolate=True);factor;frechet;entropy_bound;klass;credit;hierarchy;"
     "prophet;saber;edit;tspd;speculative"
 )
+SABER = (
+    "saber(n=1);saber(n=3);saber(mu=4.0);saber(remask='drop_token');saber(remask='low_prob');"
+    "saber(n=1, level=0.97);saber(n=1, level=0.99);saber(level=0.99)"
+)
+PROPHET = (
+    "prophet(region='blank', high=9.0, mid=8.0, low=7.0);prophet(region='blank', high=11.0, mid=10.0, low=9.0);"
+    "prophet(region='blank', high=13.0, mid=12.0, low=11.0);"
+    "prophet(region='blank', high=13.0, mid=11.0, low=7.0, early=0.15, late=0.4);"
+    "prophet(inner='threshold(tau=0.99)', region='blank', high=11.0, mid=10.0, low=9.0)"
+)
+LEVELS = (
+    "threshold;threshold(tau=0.97);threshold(tau=0.99);threshold(tau=0.997);factor(f=0.3);factor(f=0.1);"
+    "entropy_bound(gamma=0.01);credit(tau=0.99);hierarchy(low=0.97, high=0.99);klass(tau=0.97, epsilon=0.001);"
+    "saber;saber(n=1);saber(n=1, level=0.99);prophet(region='blank', high=11.0, mid=10.0, low=9.0);"
+    "edit(tau=0.99, edit=0.99);speculative"
+)
 COLUMNS = ("way to decode", "quality, %", "95 %", "less vanilla", "forwards", "tokens a forward", "tokens/s", "speed")
 
 
@@ -63,6 +79,8 @@ JOBS = {
         "prefix;dual;delayed;features",
         "4 x 4 Sudoku, full attention, every cache",
     ),
+    "sweep-full": Job("full", "sudoku", 10, f"{SABER};{PROPHET}", "recompute", "4 x 4 Sudoku, Saber and Prophet swept"),
+    "sweep-leader": Job("leader", "sudoku", 9, LEVELS, "causal", "4 x 4 Sudoku, leader, levels near 1"),
     "sudoku-leader": Job("leader", "sudoku", 9, LEADER, "causal", "4 x 4 Sudoku, leader"),
 }
 
@@ -74,6 +92,7 @@ def run(name: str, job: Job, given: argparse.Namespace, more: str) -> None:
     words += ["--block", str(job.block), "--decoders", job.decoders + more, "--caches", job.caches]
     words += ["--count", str(given.count), "--seeds", str(given.seeds), "--timed", str(given.timed)]
     words += ["--runs", str(given.runs), "--out", str(given.work / name), "--overwrite"]
+    words += ["--dtype", given.dtype] if given.dtype else []
     words += ["--guide", job.guide] if job.guide else []
     words += ["--ar", given.ar] if job.model == "full" and given.ar else []
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
@@ -94,15 +113,16 @@ def table(report: Report, name: str, found: dict) -> None:
             + (f"{one['over_vanilla']:.2f}x",)
         )
     job = JOBS[name]
-    title = f"{job.about}: {found['problems']}, blocks of {job.block}, temperature 0, {found['threads']} thread(s)"
+    computed = f"{found['threads']} thread(s), {found.get('dtype', 'float32')}"
+    title = f"{job.about}: {found['problems']}, blocks of {job.block}, temperature 0, {computed}"
     report.table(title, COLUMNS, rows)
     report.pages.append(f"Advice of the command: *{found['advice']}*\n")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", required=True, help="a full-attention model of the recipe tasks-full")
-    parser.add_argument("--leader", required=True, help="a leader model of the recipe tasks-leader")
+    parser.add_argument("--full", help="a full-attention model of the recipe tasks-full")
+    parser.add_argument("--leader", help="a leader model of the recipe tasks-leader")
     parser.add_argument("--ar", help="their parent, for autoregressive decoding beside")
     parser.add_argument("--sensor", help="a sensor of `unveil calibrate tspd` for the full model on Sudoku")
     parser.add_argument("--prophet", help="a spec from `unveil calibrate prophet` for the same")
@@ -111,17 +131,21 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--timed", type=int, default=6)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dtype", help="what is computed in; default: float32")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--name", default="decoding", help="of the two files of results")
     parser.add_argument("--report", action="store_true", help="run nothing: collect what is finished")
     given = parser.parse_args(words)
     fitted = {
         "sudoku-full": [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor) + [given.prophet] * bool(given.prophet),
         "strict-full": [f"tspd(sensor={given.sensor!r}, theta=0.97)"] * bool(given.sensor),
     }
-    report, found = Report("decoding", given.results), {}
+    report, found = Report(given.name, given.results), {}
     for name in given.jobs:
         job, place = JOBS[name], given.work / name
+        if not given.report and getattr(given, job.model) is None:
+            parser.error(f"the job {name} wants --{job.model}")
         if not given.report:
             more = "".join(f";{each}" for each in fitted.get(name, []))
             run(name, job, given, more)

@@ -6,7 +6,8 @@ import argparse
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +27,12 @@ from unveil.objectives import Batch
 from unveil.objectives.masked import Masked, hide
 from unveil.processes import Draw
 from unveil.train import Recipe, Training
+from unveil.train.machine import bfloat16
 
 ARMS = ("unveil", "plain")
+LOW = ("unveil, bfloat16", "plain, bfloat16")  # measured where the machine has instructions for it
 COMPILED = "unveil, compiled"  # measured where it is asked for
+PAIRS = (("unveil", "plain"), LOW, (LOW[0], "plain"))  # what is compared
 AGREE = 1e-4  # how far apart the two losses may be
 
 
@@ -53,7 +57,7 @@ def drawn(batch: Batch) -> Draw:
 
 
 class Ours:
-    """`unveil train` with the objective `masked`, in float32 and without the average of the weights."""
+    """`unveil train` with the objective `masked`, without the average of the weights."""
 
     def __init__(self, model: Transformer, recipe: Recipe, folder: Path):
         quiet = Console(file=io.StringIO())
@@ -71,17 +75,18 @@ class Ours:
 
 class Plain:
     """A loop as it is usually written: a mask that allows everything, logits and loss at every position, AdamW and
-    clipping as they come. What is hidden is drawn beforehand, so that its cost is not counted."""
+    clipping as they come, autocast for bfloat16. What is hidden is drawn beforehand: its cost is not counted."""
 
     def __init__(self, model: LlamaForCausalLM, mask_id: int, recipe: Recipe, vocab: int, steps: int):
-        self.model, self.mask_id = model.train(), mask_id
+        self.model, self.mask_id, self.low = model.train(), mask_id, recipe.dtype == "bfloat16"
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: 1.0)
         batches = [Noise(vocab).batch(step, recipe.rows, recipe.length) for step in range(steps)]
         self.upcoming = iter([(batch, drawn(batch)) for batch in batches])
 
     def step(self) -> None:
-        loss = plain_loss(self.model, *next(self.upcoming), self.mask_id)
+        with torch.autocast("cpu", torch.bfloat16) if self.low else nullcontext():
+            loss = plain_loss(self.model, *next(self.upcoming), self.mask_id)
         loss.backward()
         clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
@@ -126,15 +131,19 @@ def plan(rows: int, length: int) -> Recipe:
     return Recipe(steps=1_000_000, rows=rows, length=length, lr=1e-5, ema=0, dtype="float32")
 
 
+def loop(name: str, arm: str, recipe: Recipe, folder: Path, steps: int) -> Ours | Plain:
+    """One arm, ready for so many steps; every arm has the same weights."""
+    recipe = replace(recipe, dtype="bfloat16" if arm in LOW else "float32", compile=arm == COMPILED)
+    model = network(SHAPES[name], FULL)
+    if arm.startswith("plain"):
+        return Plain(twin(model, folder / f"{arm} twin"), model.mask_id, recipe, model.s.vocab, steps)
+    return Ours(model, recipe, folder / arm)
+
+
 def memory(name: str, arm: str, recipe: Recipe, folder: Path, steps: int = 2) -> dict[str, int]:
     """Peak bytes of this process, which runs one arm alone, and what it held before there were weights."""
     before = resident()
-    shape = SHAPES[name]
-    if arm == "plain":
-        model = twin(network(shape, FULL), folder / "twin")
-        run = Plain(model, shape.vocab - 1, recipe, shape.vocab, steps)
-    else:
-        run = Ours(network(shape, FULL), replace(recipe, compile=arm == COMPILED), folder / "run")
+    run = loop(name, arm, recipe, folder, steps)
     for _ in range(steps):
         run.step()
     run.close()
@@ -145,39 +154,33 @@ def study(
     name: str,
     recipe: Recipe,
     repeats: int,
-    best: float,
+    best: Mapping[str, float],
     folder: Path,
+    arms: Sequence[str] = ARMS,
     words: Sequence[str] = (),
-    compiled: bool = False,
 ) -> dict:
-    """All arms on one shape. `best` is the machine's peak; `words` are options for the memory processes."""
+    """All arms on one shape. `best` is the machine's peak of each type; `words` are options for memory processes."""
     model = network(SHAPES[name], FULL)
-    theirs = twin(model, folder / "twin")
-    losses = compare(model, theirs, recipe)
-    warmup = 6 if compiled else 1  # compiled blocks are compiled again when the number of hidden tokens first changes
+    losses = compare(model, twin(model, folder / "twin"), recipe)
+    # Compiled blocks are compiled again when the number of hidden tokens first changes.
+    warmup = 6 if COMPILED in arms else 1
     steps = repeats + warmup
-    runs: dict[str, Ours | Plain] = {
-        "unveil": Ours(model, recipe, folder / "run"),
-        "plain": Plain(theirs, model.mask_id, recipe, model.s.vocab, steps),
-    }
-    if compiled:
-        other = network(SHAPES[name], FULL)
-        runs[COMPILED] = Ours(other, replace(recipe, compile=True), folder / "compiled")
+    runs = {arm: loop(name, arm, recipe, folder, steps) for arm in arms}
     seconds = interleaved({arm: run.step for arm, run in runs.items()}, repeats, warmup)
     for run in runs.values():
         run.close()
     positions = recipe.rows * recipe.length
     hits = [int(drawn(Noise(model.s.vocab).batch(step, recipe.rows, recipe.length)).hit.sum()) for step in range(steps)]
     needed = 3 * work(model.s, positions, recipe.length, sum(hits) // len(hits))  # forward once, backward twice
-    arms = {}
+    found = {}
     for arm in runs:
         time = spread(seconds[arm])
         used = aside("training_speed.py", "--memory", arm, "--shape", name, *words)
-        arms[arm] = {
+        found[arm] = {
             "seconds": seconds[arm],
             "seconds_per_step": time["median"],
             "tokens_per_second": positions / time["median"],
-            "share_of_peak": needed / time["median"] / best,
+            "share_of_peak": needed / time["median"] / best["bfloat16" if arm in LOW else "float32"],
             "peak_bytes": used["peak"],
             "bytes_before_weights": used["before"],
         }
@@ -187,15 +190,22 @@ def study(
         "rows": recipe.rows,
         "length": recipe.length,
         "losses": losses,
-        "arms": arms,
-        "speed_ratio": arms["unveil"]["tokens_per_second"] / arms["plain"]["tokens_per_second"],
-        "memory_ratio": arms["unveil"]["peak_bytes"] / arms["plain"]["peak_bytes"],
+        "arms": found,
+        "ratios": {f"{a} to {b}": ratios(found[a], found[b]) for a, b in PAIRS if {a, b} <= found.keys()},
+    }
+
+
+def ratios(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """How many times the speed, and the peak memory."""
+    return {
+        "speed": one["tokens_per_second"] / other["tokens_per_second"],
+        "memory": one["peak_bytes"] / other["peak_bytes"],
     }
 
 
 def show(report: Report, found: dict) -> None:
     size = f"{found['rows']} x {found['length']}"
-    title = f"{found['shape']}: {found['parameters'] / 1e6:.1f} M parameters, {size}, float32"
+    title = f"{found['shape']}: {found['parameters'] / 1e6:.1f} M parameters, {size}"
     columns = ("loop", "s per step", "tokens/s", "share of peak", "peak memory, GB", "above imports, GB")
     rows = [
         (
@@ -208,7 +218,8 @@ def show(report: Report, found: dict) -> None:
         )
         for arm, one in found["arms"].items()
     ]
-    report.table(title, columns, [*rows, ("ratio", None, found["speed_ratio"], None, found["memory_ratio"], None)])
+    ratio = [(pair, None, one["speed"], None, one["memory"], None) for pair, one in found["ratios"].items()]
+    report.table(title, columns, [*rows, *ratio])
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -220,7 +231,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--results", type=Path, default=None, help="folder of the result files")
     parser.add_argument("--compile", action="store_true", help="measure our loop with torch.compile as well")
-    parser.add_argument("--memory", choices=(*ARMS, COMPILED), help="run one loop alone and print its peak memory")
+    parser.add_argument("--memory", choices=(*ARMS, *LOW, COMPILED), help="run one loop alone, print its peak memory")
     given = parser.parse_args(words)
     threads(given.threads)
     recipe = plan(given.rows, given.length)
@@ -229,12 +240,14 @@ def main(words: Sequence[str] | None = None) -> None:
             print(json.dumps(memory(given.shape[0], given.memory, recipe, Path(place))))
             return
         report = Report("training_speed", given.results) if given.results else Report("training_speed")
-        best = peak()
+        low = bfloat16("auto", torch.device("cpu"))
+        best = {"float32": peak()} | ({"bfloat16": peak(dtype=torch.bfloat16)} if low else {})
+        arms = [*ARMS, *(LOW if low else ()), *([COMPILED] if given.compile else ())]
         options = ["--rows", str(given.rows), "--length", str(given.length), "--threads", str(torch.get_num_threads())]
         found = []
         for name in given.shape:
             folder = Path(place) / name
-            found.append(study(name, recipe, given.repeats, best, folder, options, given.compile))
+            found.append(study(name, recipe, given.repeats, best, folder, arms, options))
             show(report, found[-1])
         report.write({"peak_flops": best, "shapes": found})
 

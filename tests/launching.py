@@ -25,7 +25,8 @@ from unveil.nn.shift import Shifted
 from unveil.nn.transformer import Transformer
 from unveil.objectives.autoregressive import Autoregressive
 from unveil.sample import generate
-from unveil.train import checkpoint
+from unveil.start import start
+from unveil.train import Recipe, checkpoint, train
 from unveil.train.several import joined
 
 
@@ -148,3 +149,22 @@ def last_sums(out: Path) -> dict[str, str]:
     path = checkpoint.newest(out / "checkpoints")
     assert path is not None
     return checkpoint.read_state(path)["checksums"]
+
+
+def tuned(out: Path, fields: dict[str, Any]) -> list[dict]:
+    """A run of a whole recipe in one of the processes, or alone: what this process logged of it."""
+    torch.set_num_threads(1)
+    with joined() as ranks:
+        made = ranks.in_turn(lambda: start(Recipe(**fields)))
+        quiet = Console(quiet=True)
+        found = train(
+            made.model,
+            made.objective,
+            made.corpus.train,
+            made.recipe,
+            out=out,
+            text=made.text,
+            console=quiet,
+            ranks=ranks,
+        )
+    return timeless(found.history)

@@ -28,3 +28,12 @@ def tiny(kind: str = "full", block: int | None = None, *, shifted: bool = False,
 
 def prompts(rows: int = 3, length: int = 6, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, MASK, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gapped() -> list[torch.Tensor]:
+    """Three rows of unequal length, blank in a stretch in the middle and at the end."""
+    rows = [prompts(1, n, seed=n)[0] for n in (9, 12, 15)]
+    for n, row in enumerate(rows):
+        row[3 + n : 5 + 3 * n] = MASK
+        row[-1] = MASK
+    return rows

@@ -57,7 +57,7 @@ class Served:
         lines = httpx.get(f"{self.url}/metrics", headers=headers, timeout=30).text.splitlines()
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
-    def until(self, name: str, value: float, seconds: float = 10, **headers: str) -> None:
+    def until(self, name: str, value: float, seconds: float = 30, **headers: str) -> None:
         """Wait for a number."""
         end = time.monotonic() + seconds
         while (found := self.metric(name, **headers)) != value:

@@ -68,6 +68,18 @@ def test_both_forms_are_their_formulas(decay):
         assert float(ahd.drift(told(canvas, [0.5, 0.9]))[0, 1]) == pytest.approx(sums / sum(weights), abs=1e-5)
 
 
+def test_the_logits_are_gone_through_once_however_long_the_window(monkeypatch):
+    canvas, rows = blanks(2, 1), []
+    ahd = Ahd(history=6)
+    ahd.begin(canvas)
+    for p in PAST:
+        ahd.past.add(told(canvas, [0.5, p]))
+    plain = Prediction.logp
+    monkeypatch.setattr(Prediction, "logp", lambda seen, here: rows.append(here) or plain(seen, here))
+    assert ahd.drift(told(canvas, [0.5, 0.9])).isfinite().all()
+    assert len(rows) == 1
+
+
 def reference(model, prompt, length: int, block: int, ahd: Ahd) -> list[list[int]]:
     """The card's loop for one row, position by position; the rows after every step."""
     x = torch.cat([prompt, torch.full((length,), MASK)])
@@ -179,6 +191,9 @@ def test_a_flat_distribution_that_does_not_move_needs_the_least():
 def test_what_cannot_be_served_is_refused():
     with pytest.raises(ValueError, match="the ahd decoder reads predictions beyond the block, and the dual cache"):
         generate(tiny(), prompts(), 8, "ahd", cache="dual", block=4)
+    for decoder in ("ahd(form='ema')", "prophet(inner='ahd')"):
+        with pytest.raises(ValueError, match="stand still.* features cache does not make each.*use recompute, prefix"):
+            generate(tiny(), prompts(), 8, decoder, cache="features", block=4)
     for cache in ("causal", "recompute"):
         with pytest.raises(ValueError, match="beyond the block.*leader attention makes none"):
             generate(tiny("leader", 4, shifted=True), prompts(), 8, "ahd", cache=cache, block=4)

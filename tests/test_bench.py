@@ -12,7 +12,7 @@ from toy import END, Toy, letters, network
 
 from unveil import spec
 from unveil.context import Context, causal
-from unveil.evaluate.advice import advice
+from unveil.evaluate.advice import Advice, advice
 from unveil.evaluate.bench import Arm, Bench, Measured, Role, Skipped, arms, draws, measure, token_by_token
 from unveil.evaluate.intervals import paired, wilson
 from unveil.evaluate.memory import Peak
@@ -267,16 +267,17 @@ def test_labels_cover_neither_points_nor_each_other():
     assert all(box.left >= 0 and box.right <= 600 and box.low >= 0 and box.high <= 600 for box in found)
 
 
-def crowded() -> Bench:
+@pytest.fixture(scope="module")
+def crowded() -> tuple[Bench, Advice]:
     names = [f"d{i}" for i in range(12)]
     rights = {"vanilla": 0.9, "ar": 0.8} | {name: 0.95 - 0.02 * i for i, name in enumerate(names)}
     speeds = {"vanilla": 10.0, "ar": 30.0} | {name: 20.0 + 5 * i for i, name in enumerate(names)}
-    return made_up(rights, speeds)
+    bench = made_up(rights, speeds)
+    return bench, advice(bench)
 
 
-def test_the_page_is_whole_and_escapes():
-    bench = crowded()
-    told = advice(bench)
+def test_the_page_is_whole_and_escapes(crowded):
+    bench, told = crowded
     text = page(bench, told, {"model": "a & b"})
     assert "a &amp; b" in text
     assert "&lt;not&gt;" in text
@@ -288,9 +289,9 @@ def test_the_page_is_whole_and_escapes():
     assert text.count("<tr class=") == len(bench.measured)
 
 
-def test_the_png_is_one():
+def test_the_png_is_one(crowded):
     pytest.importorskip("matplotlib")
     from unveil.watch.pareto import png
 
-    bench = crowded()
-    assert png(bench, advice(bench).best, "title").startswith(b"\x89PNG")
+    bench, told = crowded
+    assert png(bench, told.best, "title").startswith(b"\x89PNG")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from commands import command
 from toy import checkpoint
 
 import unveil.tasks
-from unveil import cli, spec
+from unveil import spec
 from unveil.evaluate.problems import Subject
 
 
@@ -34,14 +35,7 @@ def run(monkeypatch, capsys, tmp_path, folder):
     monkeypatch.setattr(unveil.tasks, "__path__", [*unveil.tasks.__path__, str(folder / "tasks")])
     monkeypatch.setenv("COLUMNS", "110")
 
-    def command(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["unveil", *words])
-        with pytest.raises(SystemExit) as found:
-            cli.main()
-        return (found.value.code or 0, *capsys.readouterr())
-
-    return command
+    return partial(command, monkeypatch, capsys)
 
 
 QUICK = ["--task", "toy", "--count", "12", "--seeds", "2", "--timed", "1", "--runs", "1"]
@@ -122,10 +116,10 @@ def test_a_stopped_bench_goes_on(run, folder, tmp_path, monkeypatch):
 
 
 def test_bench_beside_autoregressive_decoding(run, folder):
-    words = [*QUICK, "--decoders", "threshold", "--caches", "causal", "--json"]
+    words = [*QUICK, "--decoders", "threshold", "--caches", "causal", "--dtype", "bfloat16", "--json"]
     led = json.loads(run("bench", str(folder / "leader"), *words)[1].splitlines()[-1])
     assert [one["role"] for one in led["measured"]] == ["vanilla", "fewer steps", "autoregressive", "decoder"]
-    assert led["block"] == 4
+    assert (led["block"], led["dtype"]) == (4, "bfloat16")
     code, out, err = run("bench", str(folder / "full"), *words[:-1], "--caches", "dual", "--ar", str(folder / "parent"))
     assert code == 0, err
     assert "autoregressive" in out
@@ -163,6 +157,7 @@ MISTAKES = [
     (["bench", "FULL", "--task", "toy", "--count", "5"], "count is 5"),
     (["bench", "FULL", "--task", "toy", "--seeds", "0"], "seeds is 0"),
     (["bench", "FULL", *QUICK, "--batch", "0"], "batch is 0"),
+    (["bench", "FULL", *QUICK, "--dtype", "float8"], "unknown dtype 'float8'"),
     (["bench", "FULL", *QUICK, "--ar", "FULL"], "next token"),
     (["bench", "FULL", "--task", "toy", "--out", "FULL", "--overwrite"], "no bench left"),
     (["bench", "FULL", "--task", "toy(length=5000)", "--count", "12"], "context"),

@@ -53,7 +53,8 @@ def test_training_speed(script, tmp_path, monkeypatch):
         return speed.memory("tiny", words[1], recipe, tmp_path / f"memory-{words[1]}-{len(list(tmp_path.iterdir()))}")
 
     monkeypatch.setattr(speed, "aside", here)
-    monkeypatch.setattr(speed, "peak", lambda: 1e9)
+    monkeypatch.setattr(speed, "peak", lambda **given: 1e9)
+    monkeypatch.setattr(speed, "bfloat16", lambda *given: False)
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     words = ["--shape", "tiny", "--rows", "2", "--length", "16", "--repeats", "1", "--results", str(tmp_path)]
@@ -61,16 +62,18 @@ def test_training_speed(script, tmp_path, monkeypatch):
     assert compiled
     found = results(tmp_path, "training_speed")
     assert set(found["shapes"][0]["arms"]) == {"unveil", "plain", "unveil, compiled"}
+    monkeypatch.setattr(speed, "bfloat16", lambda *given: True)
     speed.main(words)
     found = results(tmp_path, "training_speed")
     one = found["shapes"][0]
-    assert set(one["arms"]) == {"unveil", "plain"}
+    assert set(one["arms"]) == {"unveil", "plain", "unveil, bfloat16", "plain, bfloat16"}
     assert abs(one["losses"]["unveil"] - one["losses"]["plain"]) < 1e-4
-    for arm in ("unveil", "plain"):
+    for arm in one["arms"]:
         assert {"tokens_per_second", "share_of_peak", "peak_bytes", "seconds"} <= one["arms"][arm].keys()
         assert len(one["arms"][arm]["seconds"]) == 1
-    assert one["speed_ratio"] > 0
-    assert found["peak_flops"] > 0
+    assert len(one["ratios"]) == 3
+    assert all(ratio["speed"] > 0 and ratio["memory"] > 0 for ratio in one["ratios"].values())
+    assert found["peak_flops"] == {"float32": 1e9, "bfloat16": 1e9}
 
 
 def test_training_speed_refuses_losses_that_differ(script, tmp_path):

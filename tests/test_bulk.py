@@ -26,7 +26,8 @@ def asked(n: int) -> list[tuple[str, dict]]:
 
 
 def job(rows, **options) -> bulk.Job:
-    return bulk.Job(**{"model": "m", "source": bulk.digest(bulk.identified(rows)), "length": 6, "shard": 4, **options})
+    source, _ = bulk.survey(bulk.identified(rows))
+    return bulk.Job(**{"model": "m", "source": source, "length": 6, "shard": 4, **options})
 
 
 def run(loaded, rows, out, **options):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
+from commands import command
 from models import tiny
 
-from unveil import cli, hub
+from unveil import hub
 from unveil.evaluate.check import TEXTS, Check, check
 
 MODEL = "stdlib-dlm"
@@ -21,13 +21,6 @@ def flipped(tmp_path):
     return str(hub.save(model, tmp_path / "flipped", text))
 
 
-def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["unveil", *words])
-    with pytest.raises(SystemExit) as found:
-        cli.main()
-    return (found.value.code or 0, *capsys.readouterr())
-
-
 def test_the_shift_is_seen_in_the_weights(flipped, monkeypatch, capsys):
     right = check(*hub.load(MODEL))
     assert right.agrees
@@ -35,14 +28,14 @@ def test_the_shift_is_seen_in_the_weights(flipped, monkeypatch, capsys):
     wrong = check(*hub.load(flipped))
     assert (wrong.shifted, wrong.agrees, wrong.seen) == (False, False, True)
     assert wrong.before == pytest.approx(right.before)
-    code, out, err = run(monkeypatch, capsys, "info", MODEL, "--check")
+    code, out, err = command(monkeypatch, capsys, "info", MODEL, "--check")
     assert (code, err) == (0, "")
     assert "token i at i - 1, as config.json says" in out
-    code, out, err = run(monkeypatch, capsys, "info", flipped, "--check", "--json")
+    code, out, err = command(monkeypatch, capsys, "info", flipped, "--check", "--json")
     assert code == 2
     assert '"shift": true' in err
     assert json.loads(out.splitlines()[-1])["check"]["agrees"] is False
-    assert run(monkeypatch, capsys, "info", flipped)[0] == 0, "without --check no weights are read"
+    assert command(monkeypatch, capsys, "info", flipped)[0] == 0, "without --check no weights are read"
 
 
 def test_what_the_weights_do_not_show():

@@ -78,6 +78,7 @@ def test_python_m_unveil_is_the_same_command():
 
 
 COMMANDS = ["train", "adapt", "generate", "fill", "score", "list", "info", "export", "demo", "task", "bench", "watch"]
+COMMANDS += ["harness"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

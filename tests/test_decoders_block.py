@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from models import MASK, prompts, tiny
+from models import MASK, gapped, prompts, tiny
 
 from unveil import spec
 from unveil.canvas import Canvas
@@ -346,10 +346,7 @@ def test_whatever_is_written_is_whole_bounded_and_the_same_alone(kind, cache, de
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_blanks_between_given_tokens(decoder, steps):
     model = tiny()
-    rows = [prompts(1, n, seed=n)[0] for n in (9, 12, 15)]
-    for n, row in enumerate(rows):
-        row[3 + n : 5 + 3 * n] = MASK
-        row[-1] = MASK
+    rows = gapped()
     batch = fill(model, rows, decoder, block=5, steps=steps, seed=4)
     for n, row in enumerate(rows):
         assert (batch[n] != MASK).all()

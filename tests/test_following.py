@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
+from commands import command
 
-from unveil import cli, hub
+from unveil import hub
 from unveil.canvas import Canvas
 from unveil.nn.following import Following
 from unveil.sample import denoise, fill, generate, writer
@@ -89,13 +89,6 @@ def test_what_an_autoregressive_model_cannot_do_is_refused(pair):
     model.mask_id = 39  # trained on from an adapted model: it has a mask and cannot be asked as a denoiser
     with pytest.raises(ValueError, match=r"sample\.writer"):
         fill(model, [torch.tensor([1, 39])])
-
-
-def command(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["unveil", *words])
-    with pytest.raises(SystemExit) as found:
-        cli.main()
-    return (found.value.code or 0, *capsys.readouterr())
 
 
 def test_the_embedded_parent_from_the_command_line(monkeypatch, capsys, tmp_path):

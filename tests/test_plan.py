@@ -71,9 +71,17 @@ def highest(shape, recipe, objective, out):
     return state + peak
 
 
-@pytest.mark.parametrize("more", [{}, {"checkpointing": True}, {"accumulate": 4}, {"dtype": "bfloat16"}], ids=str)
+# Of the wide shape the plan has only the sizes to get right, which what a run keeps and what it lets go depend on; rows
+# shared out and numbers of half the size enter the same sums as in the small one.
 @pytest.mark.parametrize("goal", OBJECTIVES)
-@pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize(
+    ("shape", "more"),
+    [
+        *[(SMALL, more) for more in ({}, {"checkpointing": True}, {"accumulate": 4}, {"dtype": "bfloat16"})],
+        *[(WIDE, more) for more in ({}, {"checkpointing": True})],
+    ],
+    ids=lambda given: str(given) if isinstance(given, dict) else "wide" if given is WIDE else "small",
+)
 def test_memory_is_what_a_run_takes(tmp_path, shape, goal, more):
     recipe = Recipe(**{"steps": 5, "rows": 8, "length": 128, "dtype": "float32", "save_every": 0, **more})
     measured = highest(shape, recipe, OBJECTIVES[goal], tmp_path / "out")

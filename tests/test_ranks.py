@@ -14,12 +14,12 @@ import torch.distributed.checkpoint as dcp
 from launching import last_sums, launched, learn, measured, mixture, refused, shifted, spent, written
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from training import Counting, network, run, same
+from training import Counting, network, recipe, run, same
 
 from unveil.hub import load_model
 from unveil.objectives.leader import Leader
 from unveil.train import Stopped, checkpoint
-from unveil.train.several import chosen
+from unveil.train.several import Several, chosen, joined
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +200,35 @@ def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
     with pytest.raises(ValueError, match="process 3 of this machine needs a GPU of its own, and it has 2"):
         chosen(torch.device("cuda"), 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE is '2' and LOCAL_RANK not set: start several by torchrun or --nproc",
+        ),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "and RANK not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' and WORLD_SIZE two"),
+    ],
+)
+def test_a_launcher_that_is_not_torchrun(monkeypatch, given, said):
+    """Kubeflow, for one, sets WORLD_SIZE in its pods, where a command may also be started without torchrun."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=re.escape(said)), joined():
+        pass
+
+
+def test_machines_of_different_sizes(monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    ranks = Several(torch.device("cpu"), 0, 3)
+    monkeypatch.setattr(ranks, "words", lambda text: [text, "3", "3", "1"])
+    with pytest.raises(ValueError, match="every machine needs as many processes as the others"):
+        ranks.check(recipe(rows=4))
+    with pytest.raises(ValueError, match="parallel"):
+        recipe(parallel="tensor")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import MASK, prompts, tiny
+from models import MASK, gapped, prompts, tiny
 
 from unveil import rules, spec
 from unveil.attention import FULL
@@ -276,10 +276,7 @@ def test_block_models_decode_in_multiples_of_their_block():
 @pytest.mark.parametrize("steps", [None, 3])
 def test_rows_with_unequal_rests_are_filled_as_alone(decoder, steps):
     model = tiny()
-    rows = [prompts(1, n, seed=n)[0] for n in (9, 12, 15)]
-    for n, row in enumerate(rows):
-        row[3 + n : 5 + 3 * n] = MASK
-        row[-1] = MASK
+    rows = gapped()
     batch = fill(model, rows, decoder, block=5, steps=steps, seed=4)
     for n, row in enumerate(rows):
         assert torch.equal(batch[n], fill(model, [row], decoder, block=5, steps=steps, seed=4 + n)[0])

@@ -38,7 +38,7 @@ def linked(test, folder, *words, **options):
     return asyncio.run(inside())
 
 
-async def until(true, seconds: float = 5.0) -> None:
+async def until(true, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():
             await asyncio.sleep(0.01)

@@ -10,14 +10,14 @@ TOP = Path(__file__).parent.parent
 ROOT = TOP / "unveil"
 LAYERS = [
     {
-        *("attention", "canvas", "choices", "context", "denoiser", "guidance"),
-        *("history", "noise", "prediction", "rules", "spec"),
+        *("attention", "canvas", "choices", "confine", "context", "denoiser", "guidance"),
+        *("history", "noise", "prediction", "rules", "sandbox", "spec", "whole"),
     },
     {"nn", "processes"},
     {"caches", "decoders", "guides"},
     {"sample", "flows"},
     {"together"},
-    {"objectives", "rewards", "codecs"},
+    {"objectives", "programs", "rewards", "codecs", "records"},
     {"tasks"},
     {"families"},
     {"folder"},
@@ -26,6 +26,7 @@ LAYERS = [
     {"evaluate"},
     {"train"},
     {"start", "bulk"},
+    {"cluster"},
     {"serve", "watch"},
     {"cli"},
     {"__main__"},
@@ -33,7 +34,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LIBRARY = sorted(ROOT.rglob("*.py"))
 EVERYTHING = [*LIBRARY, *sorted((TOP / "tests").rglob("*.py")), *sorted((TOP / "benchmarks").rglob("*.py"))]
-OPTIONAL = {"datasets", "matplotlib", "peft", "pyarrow", "tensorboard", "torch.utils.tensorboard"}
+OPTIONAL = {"datasets", "rouge_score", "matplotlib", "peft", "pyarrow", "tensorboard", "torch.utils.tensorboard"}
 NAMES = re.compile(
     r"Manager|Factory|Runner|Handler|Helper|Utils?($|[A-Z_])|^_?Base[A-Z]|_?v2$|[Ll]egacy|[Hh]elper|_utils?$"
 )

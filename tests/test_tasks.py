@@ -4,13 +4,15 @@ import json
 import lzma
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import command
 
-from unveil import cli, spec
+from unveil import spec
 from unveil.data import corpus, read
 from unveil.start import start
 from unveil.tasks import Example, Task, held_out
@@ -24,6 +26,11 @@ from unveil.train import Recipe
 TOP = Path(__file__).parent.parent
 PUZZLES = TOP.parent / "shared/data/eval/sudoku_4x4_test.csv"
 DRAWN = ["sudoku", "countdown", "arithmetic"]
+PUBLISHED = [  # tested in test_published.py
+    *("arc_easy", "gsm8k", "hellaswag", "lambada", "piqa"),
+    *("reversal", "siqa", "story_infill", "wikitext", "winogrande"),
+    *("humaneval", "humaneval_infill", "mbpp"),  # in test_code_tasks.py
+]
 TINY = {"width": 32, "layers": 1, "heads": 2, "hidden": 32, "rows": 4, "steps": 1}
 STORY = (
     "{a} met {b}. They had a {c}. One day {a} gave {b} a hat. Then {b} saw the {c} again, and {a} smiled at it.\nEnd."
@@ -60,7 +67,7 @@ def every(task: Task, split: str, seed: int = 0) -> list[Example]:
 
 
 def test_every_task_is_tested(made):
-    assert sorted(made) == spec.names("tasks")
+    assert sorted([*made, *PUBLISHED]) == spec.names("tasks")
 
 
 @pytest.mark.parametrize("name", [*DRAWN, "infill", "cloze"])
@@ -272,7 +279,7 @@ def test_a_cloze_asks_for_a_word_that_was_there(made):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nonsense", "no task called 'nonsense'; there are: arithmetic, cloze"),
+        ("nonsense", "no task called 'nonsense'; there are: arc_easy, arithmetic, cloze"),
         ("sudoku(size=9)", "its options are: "),
         ("sudoku(least=3)", "4 <= least"),
         ("sudoku(data='missing.csv')", "no such file: missing.csv"),
@@ -319,14 +326,7 @@ def run(monkeypatch, capsys, tmp_path):
     """`unveil task` in an empty folder: its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unveil", "task", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as found:
-            cli.main()
-        return (found.value.code or 0, *capsys.readouterr())  # type: tuple[int, str, str]
-
-    return command
+    return partial(command, monkeypatch, capsys, "task")
 
 
 def test_rows_are_written_and_trained_on(run, tmp_path):
@@ -366,7 +366,7 @@ def test_bad_rows_are_refused(run, tmp_path):
     (tmp_path / "s.txt").write_text(stories(80), encoding="utf-8")
     (tmp_path / "there.jsonl").write_text("kept")
     for words, said in {
-        ("nonsense", "--out", "a.jsonl"): "no task called 'nonsense'; there are: arithmetic, cloze, countdown",
+        ("nonsense", "--out", "a.jsonl"): "no task called 'nonsense'; there are: arc_easy, arithmetic, cloze",
         ("sudoku", "--out", "a.txt"): "written to a .jsonl file, not a.txt",
         ("sudoku", "--out", "there.jsonl"): "is there already",
         ("sudoku", "sudoku", "--out", "a.jsonl"): "each task is named once",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from commands import command
 from rich.console import Console
 from toy import END, checkpoint, letters, network
 
-from unveil import cli
 from unveil.canvas import Canvas
 from unveil.cli.replay import paced
 from unveil.context import EVERYTHING
@@ -197,14 +197,7 @@ def run(monkeypatch, capsys, tmp_path):
     """Run a command in this process: its exit code, its output and its errors."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["unveil", *words])
-        with pytest.raises(SystemExit) as found:
-            cli.main()
-        return (found.value.code or 0, *capsys.readouterr())
-
-    return command
+    return partial(command, monkeypatch, capsys)
 
 
 def test_generate_and_fill_record_and_watch_replays(run, tmp_path):

@@ -1,14 +1,15 @@
 """`unveil sft` as a user types it: instructions, adapters, preferences, what is measured meanwhile, and mistakes."""
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from commands import command
 from rich.console import Console
 
-from unveil import cli, hub
+from unveil import hub
 from unveil.attention import Attention
 from unveil.evaluate.answers import Exam
 from unveil.nn.grow import bare
@@ -42,14 +43,7 @@ def place(tmp_path_factory):
 def run(monkeypatch, capsys, place):
     monkeypatch.chdir(place)
 
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unveil", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as found:
-            cli.main()
-        return found.value.code or 0, *capsys.readouterr()
-
-    return command
+    return partial(command, monkeypatch, capsys)
 
 
 def last(out: str) -> dict:
@@ -178,9 +172,6 @@ def test_a_file_of_prompts_is_answered_and_taken_up_again(run, place, tmp_path):
     code, _, errors = run(*words, "--local", "--seed", "1")
     assert (code, errors.count("\n")) == (2, 1)
     assert "holds the shards of another job; it differs in seed (0 there, 1 here)" in errors
-    code, _, errors = run(*words)
-    assert code == 2
-    assert "say so with --local" in errors
 
 
 @pytest.mark.parametrize("goal", ["block(size=16)", "leader(n=15, grow=0)"])
@@ -188,7 +179,7 @@ def test_an_answer_shorter_than_the_block_is_written_and_ended(place, tmp_path, 
     rows = [{"prompt": f"add {i} and {i}", "response": " ok"} for i in range(24)]
     (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"vocab": 260, "width": 32, "layers": 2, "heads": 2}
-    limits = {"steps": 150, "rows": 8, "length": 40, "lr": 1e-2, "ema": 0.0, "save_every": 0}
+    limits = {"steps": 80, "rows": 8, "length": 40, "lr": 1e-2, "ema": 0.0, "save_every": 0, "dtype": "float32"}
     made = start(Recipe(**sizes, **limits, data=(str(tmp_path / "short.jsonl"),), chat=True, objective=goal))
     train(made.model, made.objective, made.corpus.train, made.recipe, out=tmp_path / "out", console=Console(quiet=True))
     exam = Exam.of_rows(made.model, made.text, made.corpus.held_out, 40, 3)

@@ -42,8 +42,11 @@ def network(seed: int = 0) -> Transformer:
     return model
 
 
+FLOAT32 = {"dtype": "float32"}  # by itself a machine that is fast at bfloat16 trains in that, to other numbers
+
+
 def recipe(**fields) -> Recipe:
-    return Recipe(**{"steps": 20, "rows": 4, "length": 8, "lr": 1e-2, "save_every": 5, **fields})
+    return Recipe(**{"steps": 20, "rows": 4, "length": 8, "lr": 1e-2, "save_every": 5, **FLOAT32, **fields})
 
 
 def run(out: Path, model: Transformer | None = None, data: Counting | None = None, **options) -> Result:

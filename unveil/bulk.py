@@ -20,7 +20,9 @@ from .sample import Passes, prepare, writer
 from .together import together
 
 ABOUT = "job.json"
-POISON = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)  # what a row can do to its own answer
+POISON = (  # what a row can do to its own answer
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+)
 Row = Mapping[str, Any]
 
 
@@ -52,14 +54,6 @@ class Shard:
     number: int
     rows: tuple[Row, ...]
 
-    @property
-    def answers(self) -> str:
-        return f"part-{self.number:06d}.jsonl"
-
-    @property
-    def errors(self) -> str:
-        return f"errors-{self.number:06d}.jsonl"
-
 
 def identified(rows: Iterable[tuple[str, Row]]) -> Iterator[Row]:
     """The rows with an `id` each: their own, or where they stand. ValueError for one that comes twice."""
@@ -74,26 +68,33 @@ def identified(rows: Iterable[tuple[str, Row]]) -> Iterator[Row]:
         yield {**row, "id": mark}
 
 
-def digest(rows: Iterable[Row]) -> str:
-    """What tells these rows from others."""
-    found = blake2b(digest_size=16)
+def survey(rows: Iterable[Row]) -> tuple[str, int]:
+    """What tells these rows from others, and how many they are."""
+    found, number = blake2b(digest_size=16), 0
     for row in rows:
         found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    return found.hexdigest()
+        number += 1
+    return found.hexdigest(), number
 
 
-def claim(out: Path, job: Job) -> None:
-    """Make the folder this job's, or find that it is. ValueError when it holds another job, or something else."""
+def begun(out: Path, job: Job) -> bool:
+    """Is the folder this job's already? ValueError when it holds another job, or something else."""
     told = asdict(job)
     if (out / ABOUT).is_file():
         found = json.loads((out / ABOUT).read_text(encoding="utf-8"))
         if apart := [f"{n} ({found.get(n)!r} there, {told[n]!r} here)" for n in told if found.get(n) != told[n]]:
             raise ValueError(f"{out} holds the shards of another job; it differs in {', '.join(apart)}")
-        return
+        return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and is no folder of shards: give another name")
-    out.mkdir(parents=True, exist_ok=True)
-    put(out / ABOUT, json.dumps(told, indent=2) + "\n")
+    return False
+
+
+def claim(out: Path, job: Job) -> None:
+    """Make the folder this job's, or find that it is. ValueError as in `begun`."""
+    if not begun(out, job):
+        out.mkdir(parents=True, exist_ok=True)
+        put(out / ABOUT, json.dumps(asdict(job), indent=2).encode() + b"\n")
 
 
 def missing(out: Path, rows: Iterable[Row], size: int) -> Iterator[Shard]:
@@ -103,22 +104,44 @@ def missing(out: Path, rows: Iterable[Row], size: int) -> Iterator[Shard]:
         shard = Shard(number, tuple(islice(left, size)))
         if not shard.rows:
             return
-        if not (out / shard.answers).is_file():
+        if not (out / answers_name(number)).is_file():
             yield shard
 
 
-def put(path: Path, content: str) -> None:
+def answers_name(number: int) -> str:
+    return f"part-{number:06d}.jsonl"
+
+
+def errors_name(number: int) -> str:
+    return f"errors-{number:06d}.jsonl"
+
+
+def keep(out: Path, number: int, answers: bytes, errors: bytes) -> None:
+    """Write a shard. The errors come first: it counts as done when its answers are there."""
+    if errors:
+        put(out / errors_name(number), errors)
+    put(out / answers_name(number), answers)
+
+
+def put(path: Path, content: bytes) -> None:
     """A file that is whole or not there."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(content, encoding="utf-8")
+        draft.write_bytes(content)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def lines(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def encode(rows: Iterable[Row]) -> bytes:
+    """Lines of JSON, as they are written. What JSON has no word for becomes a text, half a letter its escape."""
+    said = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    return "".join(said).encode("utf-8", "backslashreplace")
+
+
+def decode(content: bytes) -> tuple[Row, ...]:
+    """The rows that `encode` wrote."""
+    return tuple(json.loads(line) for line in content.split(b"\n") if line)
 
 
 class Answering:
@@ -130,17 +153,6 @@ class Answering:
         self.block = look.block if job.block is None else job.block
         self.cache = job.cache or look.cache
         next(self.run(self.canvas([0], 0)))  # what the library will not decode is refused before a shard is begun
-
-    def write(self, shard: Shard, out: Path) -> tuple[int, int]:
-        """Answer the shard's rows and write them; how many were answered, and how many could not be.
-
-        The errors are written first: a shard counts as done when its answers are there.
-        """
-        answers, errors = self.answered(shard.rows)
-        if errors:
-            put(out / shard.errors, lines(errors))
-        put(out / shard.answers, lines(answers))
-        return len(answers), len(errors)
 
     def answered(self, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
         """The rows with their `completion`, and those that could not be answered with their `error`."""
@@ -236,8 +248,9 @@ def local(
     claim(out, job)
     done = failed = 0
     for shard in missing(out, rows, job.shard):
-        right, wrong = answering.write(shard, out)
-        done, failed = done + right, failed + wrong
+        answers, errors = answering.answered(shard.rows)
+        keep(out, shard.number, encode(answers), encode(errors))
+        done, failed = done + len(answers), failed + len(errors)
         if report:
             report(done, failed)
     return done, failed

@@ -6,6 +6,8 @@ float32 numbers: it grows with what is written, never with the prompt.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,10 @@ FLOOR = -27.6  # log-probabilities below 1e-12 count as that
 class History:
     """The latest log-probabilities of every position, each position with its own count of predictions."""
 
-    def __init__(self, canvas: Canvas, depth: int):
-        """Room for `depth` predictions of each position."""
+    def __init__(self, canvas: Canvas, depth: int, decay: float = 0.0):
+        """Room for `depth` predictions of each position, of which the one u before weighs exp(-decay u) in a mean."""
+        fading = [math.exp(-decay * back) for back in range(depth)]
+        self.weights = [weight / sum(fading) for weight in fading]  # of the latest first
         self.depth, self.first = depth, canvas.first.to(canvas.tokens.device)
         reach = int((canvas.lengths - canvas.first).max())
         self.count = torch.zeros(len(canvas.tokens), reach, dtype=torch.long, device=canvas.tokens.device)
@@ -45,19 +49,18 @@ class History:
             self.kept[slot[here]] = seen.logp(here).clamp_min(FLOOR)
         flat[index] += 1
 
-    def divergence(self, seen: Prediction, back: int = 1) -> Tensor:
-        """(B, W) nats KL(p now || p `back` predictions before); +inf where there were not so many, or not read.
+    def divergence(self, seen: Prediction) -> Tensor:
+        """(B, W) nats, the mean over u of KL(p now || p u predictions before); +inf with fewer than `depth`, or unread.
 
-        `seen` has not been added yet; `back` is 1 to `depth`.
+        `seen` has not been added yet. The logits are gone through once, however many predictions are kept.
         """
-        assert 1 <= back <= self.depth
         index, flat = self.index(seen), self.count.view(-1)
-        known = flat[index] >= back
         values = torch.full((len(index),), torch.inf, device=seen.logits.device)
         if self.kept is not None:
-            slot = (flat[index] - back) % self.depth * flat.numel() + index
             for here in pieces(seen.logits):
-                now = seen.logp(here)
-                values[here] = (now.exp() * (now.clamp_min(FLOOR) - self.kept[slot[here]])).sum(-1)
-            values.masked_fill_(~known, torch.inf)
+                place, now, past = index[here], seen.logp(here), 0.0
+                for back, weight in enumerate(self.weights, 1):
+                    past = past + weight * self.kept[(flat[place] - back) % self.depth * flat.numel() + place]
+                values[here] = (now.exp() * (now.clamp_min(FLOOR) - past)).sum(-1)
+            values.masked_fill_(flat[index] < self.depth, torch.inf)
         return seen.spread(values, torch.inf)

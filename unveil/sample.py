@@ -41,6 +41,11 @@ def passes(
         )
     if decoder.afresh and not isinstance(cache, Recompute):
         raise ValueError(f"{name(decoder)} looks at everything afresh in every pass, so {name(cache)} cannot serve it")
+    if decoder.settles and cache.partly:
+        raise ValueError(
+            f"{name(decoder)} commits predictions that stand still, and {name(cache)} does not make each of them anew: "
+            "use recompute, prefix or delayed"
+        )
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}; expected at least one prediction per block")
     blocks = list(canvas.blocks(block))

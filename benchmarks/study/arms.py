@@ -33,9 +33,11 @@ class Arm:
     objective: str  # a spec string; empty: nothing is trained
     about: str
     shift: str = "auto"  # as in a recipe
+    slow: float = 1.0  # multiplies the learning rate of MLPs and embeddings
     random: bool = False  # random weights in the parent's shape
     full: bool = False  # is it trained under full attention, in all steps or in some?
     cost: float = 1.0  # of a step, about
+    usual: bool = True  # is it run unless others are asked for?
 
     @property
     def control(self) -> bool:
@@ -57,7 +59,17 @@ ARMS = {
     "leader16full": Arm(
         "leader(n=16)", "leader, n = 16, then a quarter of steps under full attention", full=True, cost=2
     ),
+    # What may change leader4, one thing at a time.
+    "leader4-ungrown": Arm("leader(n=4, full=0, grow=0)", "n = 4 from the first step", cost=2.3, usual=False),
+    "leader4-noar": Arm("leader(n=4, full=0, ar=0)", "without the autoregressive loss", cost=2.3, usual=False),
+    "leader4-ar": Arm("leader(n=4, full=0, ar=1)", "autoregressive loss with weight 1", cost=2.3, usual=False),
+    "leader4-kl": Arm("leader(n=4, full=0, kl=0.5)", "with KL to the frozen parent", cost=2.6, usual=False),
+    "leader4-align": Arm("leader(n=4, full=0, align=1)", "states drawn to the parent's", cost=2.6, usual=False),
+    "leader4-slow": Arm(
+        "leader(n=4, full=0)", "MLPs and embeddings at 0.3 of the rate", slow=0.3, cost=2.3, usual=False
+    ),
 }
+USUAL = [name for name, arm in ARMS.items() if arm.usual]
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,17 @@ class Plan:
     samples: int = 32  # texts per point
     sample_steps: tuple[int, ...] = (8, 16, 32, 64, 128)
     temperatures: tuple[float, ...] = (0.8, 1.0)
+    dtype: str = "float32"  # of training, as in a recipe; models are measured in float32
 
     @property
     def key(self) -> str:
         """Names the folder of its results: another plan never reads them."""
         # One string for all sources, as when they were named by one: finished runs are found under it.
         sources = {name: joined(getattr(self, name)) for name in ("data", "eval_data")}
-        return blake2b(json.dumps({**asdict(self), **sources}, sort_keys=True).encode(), digest_size=6).hexdigest()
+        told = {**asdict(self), **sources}
+        if self.dtype == "float32":  # likewise
+            del told["dtype"]
+        return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def recipe(self, arm: Arm, seed: int) -> Recipe:
         return Recipe(
@@ -99,7 +115,9 @@ class Plan:
             length=self.length,
             lr=self.lr,
             seed=seed,
-            dtype="float32",
+            dtype=self.dtype,
+            mlp_lr=arm.slow,
+            embedding_lr=arm.slow,
             eval_every=self.curve_every,
             save_every=0,
             keep=1,
@@ -126,8 +144,8 @@ def texts(plan: Plan, made: Start) -> Texts:
     return Texts(made.corpus.held_out, other.train)
 
 
-def run(name: str, seed: int, plan: Plan) -> dict:
-    """Train the arm with the library's own loop, and measure what came of it."""
+def run(name: str, seed: int, plan: Plan, models: Path | None = None) -> dict:
+    """Train the arm with the library's own loop, and measure what came of it; `models` keeps it as a checkpoint."""
     began = time.perf_counter()
     arm = ARMS[name]
     recipe = plan.recipe(arm, seed)
@@ -149,6 +167,8 @@ def run(name: str, seed: int, plan: Plan) -> dict:
     else:
         history = [{"step": 0, "tokens": 0, **point(model)}]
     trained = time.perf_counter()
+    if models is not None:
+        hub.save(model, models / f"{name}-{seed}", made.text, overwrite=True)
     parent = hub.load_model(plan.parent)
     found = measure(model.eval(), parent, arm, plan, seen, made, seed)
     curve = [(line["tokens"], line["held_out"]) for line in history if "held_out" in line]

@@ -172,7 +172,8 @@ def figure(study: Study, path: Path) -> None:
     from matplotlib import pyplot
 
     plot, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2))
-    colours = dict(zip(ARMS, [f"C{i}" for i in range(10)] + ["black"], strict=True))
+    usual = [f"C{i}" for i in range(10)] + ["black"]
+    colours = dict(zip(ARMS, usual + [f"C{i}" for i in range(len(ARMS) - len(usual))], strict=True))
     hot = max(study.plan.temperatures)
     for name, every in study.runs.items():
         style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-"}

@@ -12,6 +12,7 @@ from ..context import Context
 
 class Cache(ABC):
     ahead: bool = False  # does every pass predict beyond the block?
+    partly: bool = False  # does a pass answer for positions of which it computed only a part?
 
     def begin(self, canvas: Canvas) -> None:
         """Called once per canvas; ValueError when the model's attention does not allow this cache."""

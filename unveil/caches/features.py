@@ -26,6 +26,7 @@ class Features(Cache):
     """
 
     ahead = True
+    partly = True
 
     prompt: int = 50  # steps until the prompt is computed anew
     response: int = 6  # the same of the answer

@@ -9,7 +9,24 @@ from pathlib import Path
 
 import typer
 
-from . import bench, calibrate, chat, demo, describe, learn, map, measure, plan, replay, serve, sft, task, write
+from . import (
+    bench,
+    calibrate,
+    chat,
+    demo,
+    describe,
+    evaluate,
+    harness,
+    learn,
+    map,
+    measure,
+    plan,
+    replay,
+    serve,
+    sft,
+    task,
+    write,
+)
 
 ROOT = str(Path(__file__).parent.parent)
 
@@ -42,10 +59,17 @@ for command, examples in {
         "unveil serve my-dlm --port 0 --memory 4GB --api-keys keys.txt --json",
         "unveil serve my-dlm --ray --replicas 2",
     ],
-    map.map_: ["unveil map my-chat --in prompts.jsonl --out answers --local"],
+    map.map_: [
+        "unveil map my-chat --in prompts.jsonl --out answers --local",
+        "unveil map my-chat --in prompts.jsonl --out answers --address head:6379 --actors 1-16 --device cuda",
+    ],
     bench.bench: [
         "unveil bench tasks-dlm --task sudoku --out bench",
         "unveil bench my-dlm --task countdown --decoders 'threshold;factor(f=1)' --caches 'prefix;dual' --count 50",
+    ],
+    evaluate.eval_: [
+        "unveil eval stdlib-dlm --tasks infill,arithmetic --limit 20",
+        "unveil eval my-dlm --tasks hellaswag,piqa,lambada --tasks-dir eval/ --compare my-ar --limit 200 --out report",
     ],
     measure.score: ["unveil score stdlib-dlm", "unveil score my-dlm --data notes/ --json"],
     task.task: ["unveil task sudoku countdown arithmetic --rows 30000 --out train.jsonl"],
@@ -56,6 +80,11 @@ for command, examples in {
     shown = "[dim]Examples[/dim]\n\n" + "\n\n".join(f"  {line}".replace("[[", "\\[[") for line in examples)
     app.command(command.__name__.rstrip("_"), epilog=shown, no_args_is_help=False)(command)
 app.add_typer(calibrate.app, name="calibrate")
+app.command(
+    "harness",
+    epilog="[dim]Examples[/dim]\n\n  unveil harness --model_args pretrained=my-dlm --tasks hellaswag --limit 100",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(harness.harness)
 
 
 def version(wanted: bool) -> None:

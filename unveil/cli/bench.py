@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .places import model_place
-from .say import Json, clean, result
+from .places import model_place, vacant, whole
+from .say import Json, clean, progress, result
 
 if TYPE_CHECKING:
     from ..evaluate.advice import Advice
@@ -57,6 +56,7 @@ def bench(
     out: Out = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what an earlier bench left in --out.")] = False,
     device: Device = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; default: float32 on a CPU.")] = None,
     json: Json = False,
 ) -> None:
     """Quality, forwards, speed and memory of decoders and caches on a task, beside plain ways, and which to use."""
@@ -67,32 +67,34 @@ def bench(
     from ..evaluate.unfinished import FILE as KEPT
     from ..evaluate.unfinished import Unfinished, files
     from ..folder import locate
+    from ..tasks import to_be_written
 
     chosen = {"decoders": listed(decoders), "caches": listed(caches)}
     for kind, given in chosen.items():
         for each in given:
             spec.build(kind, each)
-    asked = spec.build("tasks", task)
+    asked = to_be_written(spec.build("tasks", task), task)
     sets, problems = draws(asked, count, seeds)
-    place = None if out is None else vacant(out, overwrite)
+    place = None if out is None else vacant(out, FILE, "bench", overwrite)
     loaded = {name: files(locate(model_place(name))) for name in (model, ar) if name}
     asked_for = {"model": model, "task": task, "count": count, "seeds": seeds, "guide": guide, "block": block}
-    asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device}
+    asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device, "dtype": dtype}
     asked_for |= {"version": __version__, "checkpoints": loaded}
     kept = Unfinished(place and place / KEPT, asked_for)
     if resumed := kept.resume(discard=overwrite):
         print(f"going on with {resumed} ways to decode that an earlier run began", file=sys.stderr)
-    network, text = hub.load(model_place(model), device=device)
+    network, text = hub.load(model_place(model), device=device, dtype=dtype)
     subject, parent = Subject(network.eval(), text, asked), None
     if ar is not None:
-        follower, own = hub.load(model_place(ar), device=device)
+        follower, own = hub.load(model_place(ar), device=device, dtype=dtype)
         parent = Subject(token_by_token(follower, own).to(device).eval(), own, asked)
     given = [chosen[kind] or spec.names(kind) for kind in chosen]
     options = {"guide": guide, "block": block, "steps": steps, "parent": parent}
     ways, skipped = arms(subject, sets[0], given[0], given[1], **options)
     counts = {"batch": batch, "timed": timed, "runs": runs}
     try:
-        measured = measure(ways, sets, **counts, report=progress(len(ways)), kept=kept)
+        print(f"measuring {len(ways)} ways to decode", file=sys.stderr)
+        measured = measure(ways, sets, **counts, report=progress(5), kept=kept)
     except KeyboardInterrupt:
         rest = f"what is measured is in {place}; the same command goes on" if place else "nothing is kept without --out"
         print(f"stopped: {rest}", file=sys.stderr)
@@ -101,7 +103,8 @@ def bench(
     told = advice(found)
     facts = {"model": model, "task": task, "problems": f"{seeds} draws of {count}", "different problems": found.sample}
     facts |= {"guide": guide, "block": found.vanilla.arm.setting.block, "steps": steps, "autoregressive model": ar}
-    facts |= {"batch": batch, "timed problems": min(timed, count), "runs": runs, "device": device, **machine()}
+    facts |= {"batch": batch, "timed problems": min(timed, count), "runs": runs, "device": device}
+    facts |= {"dtype": str(next(network.parameters()).dtype).removeprefix("torch."), **machine()}
     about = {"advice": told.sentence, "best": told.best and told.best.name, **facts, **plain(found)}
     if place is not None:
         left = write(place, found, told, facts, about)
@@ -119,67 +122,25 @@ def listed(given: Sequence[str] | None) -> list[str]:
     return [each.strip() for many in given or () for each in many.split(";") if each.strip()]
 
 
-def vacant(out: str, overwrite: bool) -> Path:
-    """The folder of the results, refused before anything is measured. An unfinished bench may lie there."""
-    from ..evaluate.unfinished import FILE as KEPT
-    from ..folder import recover
-
-    place = Path(out).expanduser().resolve()
-    recover(place)
-    if place.is_file():
-        raise ValueError(f"{out} is a file: expected a folder for the results")
-    if place.is_dir() and any(not path.name.startswith((KEPT, f".{KEPT}.")) for path in place.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} exists and is not empty: choose another folder, or --overwrite")
-        if not (place / FILE).is_file():
-            raise ValueError(f"{out} holds something that no bench left there: it will not be overwritten")
-    return place
-
-
-def progress(ways: int) -> Callable[[int, int, str], None]:
-    """Tells on standard error how far it has come, every five percent."""
-    said = -1
-    print(f"measuring {ways} ways to decode", file=sys.stderr)
-
-    def tell(done: int, total: int, name: str) -> None:
-        nonlocal said
-        share = 20 * done // total
-        if share > said:
-            said = share
-            print(f"{5 * share:3d} %  {name}", file=sys.stderr)
-
-    return tell
-
-
 def write(place: Path, found: Bench, told: Advice, facts: dict, about: dict) -> list[str]:
-    """All files in a folder beside, and then the folder in its place; their names."""
+    """All files of the results; their names."""
     import json
-    import shutil
 
-    from ..folder import exchange
     from ..watch.bench_page import page
 
-    part = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    part.mkdir(parents=True)
-    try:
-        (part / FILE).write_text(json.dumps(clean(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (part / "bench.html").write_text(page(found, told, facts), encoding="utf-8")
-        picture(part / "pareto.png", found, told)
-        names = sorted(path.name for path in part.iterdir())
-        exchange(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return names
+    data = json.dumps(clean(about), indent=1, ensure_ascii=False) + "\n"
+    return whole(place, {FILE: data, "bench.html": page(found, told, facts), **picture(found, told)})
 
 
-def picture(path: Path, found: Bench, told: Advice) -> None:
-    """The Pareto plot, where matplotlib is installed."""
+def picture(found: Bench, told: Advice) -> dict[str, bytes]:
+    """The Pareto plot by its file's name, where matplotlib is installed."""
     from ..watch.pareto import png
 
     try:
-        path.write_bytes(png(found, told.best, told.sentence))
+        return {"pareto.png": png(found, told.best, told.sentence)}
     except ModuleNotFoundError:
         print("no pareto.png: matplotlib is not installed (pip install 'unveil[plot]')", file=sys.stderr)
+        return {}
 
 
 def plain(found: Bench) -> dict:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..whole import put
 from .places import model_place
-from .say import Json, clean, result, table
+from .say import Json, clean, progress, result, table
 
 if TYPE_CHECKING:
     from ..evaluate.calibrate_prophet import Levels
@@ -65,14 +65,13 @@ def prophet(
     if region is not None:
         spec.build("decoders", region)
     place = vacant(out, ".json", overwrite) if out is not None else None
-    subject, problems = subjects(model, task, count, seed, device)
+    subject, problems, cache, block = ground(model, task, count, seed, device, cache, block)
     tail = bool(problems[0].example.tail)
     if tail and subject.model.attention.kind == "leader":
         raise ValueError(
             "a leader model fills what something follows by full attention, which prophet was not fitted to"
         )
     named = region or answer(subject)
-    cache, block = usual(subject, cache, block)
     rows = [torch.tensor(p.row if tail else p.row[: p.first], device=subject.device) for p in problems]
     length = None if tail else subject.task.length
     levels = fit(subject.model, rows, length, named, agreement=agreement, block=block, cache=cache, together=batch)
@@ -128,14 +127,14 @@ def tspd(
     if count < LEAST:
         raise ValueError(f"count is {count}, which is too few to train a sensor on; expected at least {LEAST} problems")
     place = vacant(out, ".safetensors", overwrite)
-    subject, problems = subjects(model, task, count, seed, device)
+    subject, problems, cache, block = ground(model, task, count, seed, device, cache, block)
     if problems[0].example.tail:
         raise ValueError(
             f"a sensor is trained on answers that follow a prompt, and {task} asks in the middle of a text"
         )
-    cache, block = usual(subject, cache, block)
     prompts = [torch.tensor(p.row[: p.first], device=subject.device) for p in problems]
     length = subject.task.length
+    tell = progress(10)
     sensor, report = calibrate(
         subject.model,
         prompts,
@@ -146,7 +145,7 @@ def tspd(
         guide=guide,
         rows=batch,
         ablate=ablate,
-        report=progress(),
+        report=lambda done, total: tell(done, total, "decoded"),
     )
     sensor.save(place)
     found = f"tspd(sensor={str(place)!r})"
@@ -162,22 +161,20 @@ def tspd(
     result(about, json, [*table(told), found])
 
 
-def subjects(model: str, task: str, count: int, seed: int, device: str) -> tuple[Subject, list[Problem]]:
-    """The model with its task, and training problems."""
+def ground(
+    model: str, task: str, count: int, seed: int, device: str, cache: str | None, block: int | None
+) -> tuple[Subject, list[Problem], str, int | None]:
+    """The model with its task, training problems, and the cache and block that it is decoded with, asked for or not."""
     from .. import hub, spec
     from ..evaluate.problems import Subject
+    from ..tasks import to_be_written
 
-    asked = spec.build("tasks", task)
+    asked = to_be_written(spec.build("tasks", task), task)
     examples = asked.examples(count, "train", seed)
     network, text = hub.load(model_place(model), device=device)
-    subject = Subject(network.eval(), text, asked)
-    return subject, [subject.problem(example) for example in examples]
-
-
-def usual(subject: Subject, cache: str | None, block: int | None) -> tuple[str, int | None]:
-    """What the model is decoded with unless something else was asked for."""
-    look = subject.model.attention
-    return cache or look.cache, look.block if block is None else block
+    subject, look = Subject(network.eval(), text, asked), network.attention
+    problems = [subject.problem(example) for example in examples]
+    return subject, problems, cache or look.cache, look.block if block is None else block
 
 
 def answer(subject: Subject) -> str:
@@ -206,28 +203,8 @@ def vacant(out: str, suffix: str, overwrite: bool) -> Path:
 
 
 def write(place: Path, about: dict) -> None:
-    """All of the file or none of it."""
+    """The file, with whatever folders it needs."""
     import json
-    import os
 
     place.parent.mkdir(parents=True, exist_ok=True)
-    draft = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(clean(about), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(draft, place)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def progress():
-    """Tells on standard error how many decodings are done, every ten percent."""
-    said = -1
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        share = 10 * done // total
-        if share > said:
-            said = share
-            print(f"{10 * share:3d} %  decoded", file=sys.stderr)
-
-    return tell
+    put(place, json.dumps(clean(about), indent=1, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..choices import options as spec_options
+from ..whole import put
 from .places import KINDS, described, model_place
 from .say import Json, result, table
 
@@ -143,7 +144,6 @@ def export(
 ) -> None:
     """Save a checkpoint anew, merged with an adapter if one is given, in the Hugging Face layout of its parent."""
     import json as plain
-    import os
 
     from .. import hub
 
@@ -152,8 +152,6 @@ def export(
     if parent:
         config = plain.loads((saved / "config.json").read_text(encoding="utf-8"))
         del config["unveil"]
-        draft = saved / ".config.json"
-        draft.write_text(plain.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, saved / "config.json")
+        put(saved / "config.json", plain.dumps(config, indent=2) + "\n")
     size = sum(path.stat().st_size for path in saved.iterdir() if path.is_file())
     result({"model": saved, "bytes": size}, json, [f"{saved}  {size / 1e6:.1f} MB"])

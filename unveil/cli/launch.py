@@ -20,7 +20,7 @@ def launched(processes: int, restarts: int) -> bool:
     """Run this very command in so many processes and wait for them; False where it should simply go on."""
     if processes < 1 or restarts < 0:
         raise ValueError(f"--nproc is at least 1 and --max-restarts at least 0, got {processes} and {restarts}")
-    if processes == 1 or "WORLD_SIZE" in os.environ:
+    if processes == 1 or "LOCAL_RANK" in os.environ:
         return False
     import logging
     import uuid
@@ -57,7 +57,7 @@ def launched(processes: int, restarts: int) -> bool:
 
 def processes(device: str) -> AbstractContextManager[Ranks]:
     """The processes that work on this command, of which this is one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         from ..train.several import joined
 
         return joined(device)

@@ -38,6 +38,7 @@ Shift = Annotated[bool | None, typer.Option("--shift/--no-shift", help="Read tok
 Resume = Annotated[bool, typer.Option(help="Continue the run in the folder.")]
 Overwrite = Annotated[bool, typer.Option(help="Begin again in a folder that is not empty.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+LIMITS = ("minutes", "tokens", "steps")
 WINDOWS = 48  # held-out rows that a run is scored on now and then
 Shaping = Annotated[int | None, typer.Option(help="Of a network with random weights.")]
 
@@ -73,10 +74,9 @@ def train(
     if launched(nproc, max_restarts):
         return
     flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
-    flags |= {"shift": None if shift is None else "yes" if shift else "no"}
-    flags |= {"seed": seed, "vocab": vocab, "width": width, "layers": layers, "heads": heads}
-    limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
-    run(combined(recipe, flags, limits, data, set_), out, resume, overwrite, device, json)
+    flags |= {"minutes": minutes, "tokens": tokens, "steps": steps, "seed": seed, "shift": shift}
+    flags |= {"vocab": vocab, "width": width, "layers": layers, "heads": heads}
+    run(combined(recipe, flags, data, set_), out, resume, overwrite, device, json)
 
 
 def adapt(
@@ -108,18 +108,19 @@ def adapt(
     if launched(nproc, max_restarts):
         return
     flags = {"parent": parent, "field": field, "objective": objective, "rows": rows, "length": length, "lr": lr}
-    flags |= {"shift": None if shift is None else "yes" if shift else "no"}
-    limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
-    run(combined(recipe, flags | {"seed": seed}, limits, data, set_), out, resume, overwrite, device, json)
+    flags |= {"minutes": minutes, "tokens": tokens, "steps": steps, "seed": seed, "shift": shift}
+    run(combined(recipe, flags, data, set_), out, resume, overwrite, device, json)
 
 
-def combined(name: str, flags: dict, limits: dict, data: list[str] | None, more: list[str] | None) -> Recipe:
+def combined(name: str, flags: dict, data: list[str] | None, more: list[str] | None) -> Recipe:
     """The recipe with the flags put over it. A limit given as a flag replaces all limits of the recipe."""
     from ..train.recipe import Recipe
 
     flags["data"] = data or None
-    if any(limit is not None for limit in limits.values()):
-        flags |= {each: limit or 0 for each, limit in limits.items()}
+    if flags.get("shift") is not None:
+        flags["shift"] = "yes" if flags["shift"] else "no"
+    if any(flags.get(each) is not None for each in LIMITS):
+        flags |= {each: flags.get(each) or 0 for each in LIMITS}
     for pair in more or []:
         field, equals, value = pair.partition("=")
         if not equals:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from .. import choices
@@ -58,3 +61,38 @@ def first_comment(path: Path) -> str:
     if text.startswith("#"):
         return text.split("\n")[0].lstrip("# ")
     return str(tomllib.loads(text).get("objective", ""))
+
+
+def vacant(out: str, file: str, what: str, overwrite: bool) -> Path:
+    """The folder of results, refused before anything is measured. What an unfinished run kept may lie there.
+
+    file  the one by which a folder is known to hold results of this sort, called `what`
+    """
+    from ..evaluate.unfinished import FILE as KEPT
+    from ..folder import recover
+
+    place = Path(out).expanduser().resolve()
+    recover(place)
+    if place.is_file():
+        raise ValueError(f"{out} is a file: expected a folder for the results")
+    if place.is_dir() and any(not path.name.startswith((KEPT, f".{KEPT}.")) for path in place.iterdir()):
+        if not overwrite:
+            raise ValueError(f"{out} exists and is not empty: choose another folder, or --overwrite")
+        if not (place / file).is_file():
+            raise ValueError(f"{out} holds something that no {what} left there: it will not be overwritten")
+    return place
+
+
+def whole(place: Path, contents: Mapping[str, str | bytes]) -> list[str]:
+    """All files in a folder beside, and then the folder in its place; their names."""
+    from ..folder import exchange
+
+    part = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    part.mkdir(parents=True)
+    try:
+        for name, content in contents.items():
+            (part / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        exchange(part, place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return sorted(contents)

@@ -48,7 +48,7 @@ def plan(
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"--dtype of a plan is bfloat16 or float32, got {dtype!r}")
     flags = {"objective": objective, "rows": rows, "length": length, "tokens": tokens}
-    chosen = combined(recipe, flags, {}, None, set_)
+    chosen = combined(recipe, flags, None, set_)
     goal = spec.build("objectives", chosen.objective)
     cluster = Cluster(gpus, size(memory), machine, dtype == "bfloat16", peak, mfu, price=price, mtbf=mtbf)
     if (params is not None) + (parent is not None) + own > 1:

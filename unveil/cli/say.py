@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -19,6 +20,20 @@ def result(found: dict, as_json: bool, lines: list[str] | None = None) -> None:
     else:
         print("\n".join(lines or []))
     sys.stdout.flush()
+
+
+def progress(every: int) -> Callable[[int, int, str], None]:
+    """Told how much is done, of how much, and of what; says so on standard error each time `every` percent are full."""
+    said = -1
+
+    def tell(done: int, total: int, name: str) -> None:
+        nonlocal said
+        share = 100 // every * done // total
+        if share > said:
+            said = share
+            print(f"{every * share:3d} %  {name}", file=sys.stderr)
+
+    return tell
 
 
 def clean(value):

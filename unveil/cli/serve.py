@@ -73,7 +73,7 @@ Adapters = Annotated[
 Ray = Annotated[bool, typer.Option("--ray", help="Run replicas by Ray Serve; again at the same port: replace them.")]
 Replicas = Annotated[str, typer.Option(help="With --ray: how many, such as 2, or 1-4 as load asks for.")]
 Busy = Annotated[int, typer.Option(help="With --ray: requests in flight that make one replica busy.")]
-Address = Annotated[str | None, typer.Option(help="With --ray: host:port of a cluster; default: Ray is started here.")]
+Address = Annotated[str | None, typer.Option(help="With --ray: HOST:PORT of a cluster; default: Ray is started here.")]
 Config = Annotated[
     str | None,
     typer.Option(

@@ -77,8 +77,8 @@ def sft(
             spec.build(kind, given)
     flags: dict[str, object] = {"parent": model, "chat": True, "lora": lora, "objective": objective}
     flags |= {"rows": rows, "length": length, "lr": lr, "seed": seed}
-    limits = {"minutes": minutes, "tokens": tokens, "steps": steps}
-    chosen = combined(recipe, flags, limits, data, set_)
+    flags |= {"minutes": minutes, "tokens": tokens, "steps": steps}
+    chosen = combined(recipe, flags, data, set_)
     if not data and chosen.data == ("stdlib",):
         raise ValueError("sft needs rows of messages, or of prompt and response: name a .jsonl or .parquet by --data")
     if launched(nproc, max_restarts):
@@ -92,13 +92,14 @@ def judged(made: Start, task: str | None, problems: int, decoder: str) -> Callab
     from ..data import Conversations, Pairs
     from ..evaluate.answers import Exam
     from ..objectives.preference import Preference
+    from ..tasks import to_be_written
     from ..train.machine import moved
 
     model, side, length, objective = made.model, made.corpus.held_out, made.recipe.length, made.objective
     exam = None
     if problems and model.mask_id >= 0:
         if task is not None:
-            exam = Exam.of_task(model, made.text, spec.build("tasks", task), problems)
+            exam = Exam.of_task(model, made.text, to_be_written(spec.build("tasks", task), task), problems)
         elif isinstance(side, Conversations) and len(side) and not isinstance(side, Pairs):
             exam = Exam.of_rows(model, made.text, side, length, problems)
 

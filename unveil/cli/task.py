@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..whole import put
 from .say import Json, result, table
 
 Names = Annotated[list[str], typer.Argument(help="One or several, mixed in turn: sudoku 'countdown(largest=9)'.")]
@@ -25,10 +26,10 @@ def task(
 ) -> None:
     """Write problems with a right answer as rows of prompt and response, or of text where they ask in its middle."""
     import json as plain
-    import os
     from pathlib import Path
 
     from .. import spec
+    from ..tasks import to_be_written
 
     path = Path(out)
     if path.suffix != ".jsonl":
@@ -37,7 +38,7 @@ def task(
         raise ValueError(f"{out} is there already: give another name, or --overwrite")
     if len(set(names)) < len(names):
         raise ValueError(f"each task is named once, got {' '.join(names)}")
-    made = [spec.build("tasks", name) for name in names]
+    made = [to_be_written(spec.build("tasks", name), name) for name in names]
     if rows < len(made):
         raise ValueError(f"expected at least one row of each of {len(made)} tasks, got {rows} rows")
     shares = [len(range(i, rows, len(made))) for i in range(len(made))]
@@ -48,16 +49,11 @@ def task(
         raise ValueError("tasks that ask in the middle of a text make rows of text, the others of prompt and response")
     texts = [(example.prompt, example.answer, example.tail) for example in mixed]
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     told = (
         {"text": "".join(parts)} if tailed == {True} else dict(zip(("prompt", "response"), parts, strict=False))
         for parts in texts
     )
-    try:
-        draft.write_text("".join(plain.dumps(row, ensure_ascii=False) + "\n" for row in told), encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    put(path, "".join(plain.dumps(row, ensure_ascii=False) + "\n" for row in told))
     about = {
         "file": path,
         "rows": rows,

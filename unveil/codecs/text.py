@@ -13,6 +13,7 @@ from typing import Any, SupportsInt
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from ..whole import put
 from .template import render
 
 ROLES = ("bos", "eos", "pad", "unk", "mask")
@@ -237,15 +238,8 @@ class Text:
         }
         if self.template is not None:
             config["chat_template"] = self.template
-        _write(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the file or none of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+        put(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
+        put(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Decoder(ABC):
     takes_back: ClassVar[bool] = False  # does it ever replace or take back what it has written?
     lingers: ClassVar[bool] = False  # does it go on reading rows whose part of the block is full?
     afresh: ClassVar[bool] = False  # must every pass compute everything, so that only recompute will do?
+    settles: ClassVar[bool] = False  # does it commit what stands still, so that each prediction must be made anew?
     guide: ClassVar[str] = ""  # the spec of a guide it cannot do without
     vectors: ClassVar[int] = 0  # float32 vectors over the vocabulary that it keeps for each position to write
 

@@ -29,11 +29,12 @@ class Ahd(Decoder):
     window of them: the same sum over every earlier prediction, the oldest ones never dropped.
 
     Memory of the window is (history - 1) * rows * positions to write * vocabulary float32 numbers, of the other form
-    rows * positions to write * vocabulary. Needs full attention and a cache that predicts beyond the block; under
-    one that computes only a part of it anew (features) a prediction may stand still for that reason alone.
+    rows * positions to write * vocabulary. Needs full attention and a cache that predicts beyond the block and makes
+    each prediction anew: under `features` one may stand still for no other reason than that it was not made again.
     """
 
     ahead = True
+    settles = True
 
     tau: float = 0.9
     history: int = 6  # predictions compared, this one included
@@ -64,7 +65,7 @@ class Ahd(Decoder):
         if self.guard_end and canvas.end is None:
             raise ValueError("guard_end guards the end of the text, and this model has no token for it: leave it off")
         ema = self.form == "ema"
-        self.past = Fading(canvas, self.decay) if ema else History(canvas, self.history - 1)
+        self.past = Fading(canvas, self.decay) if ema else History(canvas, self.history - 1, self.decay)
 
     def write(self, canvas: Canvas, seen: Prediction) -> Tensor:
         token, p = seen.choose(self.temperature, self.top_p)
@@ -78,15 +79,8 @@ class Ahd(Decoder):
 
     def drift(self, seen: Prediction) -> Tensor:
         """(B, W) nats, D above; +inf where a position has had too few predictions."""
-        reach = range(1, self.history)
-        if isinstance(self.past, Fading):
-            drift = self.past.divergence(seen).masked_fill(self.past.counts(seen) < len(reach), torch.inf)
-        else:
-            weights = [math.exp(-self.decay * (back - 1)) for back in reach]
-            drift = seen.spread(torch.zeros(len(seen.read), device=seen.read.device), torch.inf)
-            for back, weight in zip(reach, weights, strict=True):
-                drift = drift + self.past.divergence(seen, back) * (weight / sum(weights))
-        return drift.clamp_min(0)  # rounding may put a distribution that has not moved below 0
+        early = self.past.counts(seen) < self.history - 1
+        return self.past.divergence(seen).masked_fill(early, torch.inf).clamp_min(0)  # rounding may leave it below 0
 
     def guarded(self, canvas: Canvas, token: Tensor, p: Tensor, stable: Tensor) -> Tensor:
         """(B, W) `stable` less the ends of text that more text may come after."""
@@ -117,8 +111,8 @@ class Fading(History):
             kept[here] = self.keeps * (sums + seen.logp(some).clamp_min(FLOOR))
         flat[index] += 1
 
-    def divergence(self, seen: Prediction, back: int = 1) -> Tensor:
-        """(B, W) nats, the weighted mean of KL(p now || p before) over all earlier predictions; +inf without any."""
+    def divergence(self, seen: Prediction) -> Tensor:
+        """(B, W) nats, the same mean over all earlier predictions; +inf without any."""
         index, flat = self.index(seen), self.count.view(-1)
         count = flat[index]
         values = torch.full((len(index),), torch.inf, device=seen.logits.device)

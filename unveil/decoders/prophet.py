@@ -109,6 +109,10 @@ class Prophet(Decoder):
         return self.base.afresh
 
     @property
+    def settles(self) -> bool:
+        return self.base.settles
+
+    @property
     def guide(self) -> str:
         return self.base.guide
 

@@ -33,6 +33,35 @@ def wilson(scores: NDArray[np.floating], problems: NDArray[np.integer]) -> Inter
     return Interval(mean, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
+def spread(values: NDArray[np.floating], weights: NDArray[np.floating] | None = None, seed: int = 0) -> Interval:
+    """The mean of (n,) values of any size, weighted where they are ratios: percentiles of a bootstrap over items.
+
+    One item has an interval without ends.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    mean = float(values @ weights / weights.sum())
+    if len(values) < 2:
+        return Interval(mean, -math.inf, math.inf)
+    times = resampled(len(values), seed)
+    means = (times @ (values * weights)) / (times @ weights)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(mean, float(low), float(high))
+
+
+def resampled(count: int, seed: int) -> NDArray[np.integer]:
+    """(DRAWS, n) how often each of n items is in each resampling."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
+
+
+def mcnemar(scores: NDArray[np.floating], others: NDArray[np.floating]) -> float:
+    """The two-sided p-value of McNemar's exact test that two rows of 0 and 1, (n,) each on the same items, have one
+    mean: items on which they differ fall either way like a fair coin."""
+    one, other = int(((scores == 1) & (others == 0)).sum()), int(((scores == 0) & (others == 1)).sum())
+    n, least = one + other, min(one, other)
+    tail = sum(math.comb(n, k) for k in range(least + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
 def paired(
     scores: NDArray[np.floating], others: NDArray[np.floating], problems: NDArray[np.integer], seed: int = 0
 ) -> Interval:
@@ -45,7 +74,7 @@ def paired(
     sums = np.bincount(where, weights=(scores - others).astype(float))
     counts = np.bincount(where)
     n = len(sums)
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    times = resampled(n, seed)
     means = (times @ sums) / (times @ counts)
     low, high = np.quantile(means, [0.025, 0.975])
     mean = float(sums.sum() / counts.sum())

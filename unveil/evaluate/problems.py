@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -55,6 +55,8 @@ class Outcome:
     score: float
     tokens: int  # written, up to and with the end-of-text token
     forwards: int  # model calls that the problem needed by itself
+    completion: str = ""
+    figures: dict[str, float] = field(default_factory=dict)  # all that the task measures of it
 
 
 @dataclass
@@ -65,19 +67,21 @@ class Subject:
     text: Text
     task: Task
 
-    def problem(self, example: Example) -> Problem:
+    def problem(self, example: Example, room: int | None = None) -> Problem:
         """As the model was trained to read it: in its chat template where there is one, after its first token.
 
-        With a tail there are as many blanks as the right answer has tokens, otherwise as many as the task gives room.
+        With a tail there are as many blanks as the right answer has tokens, otherwise as many as the task gives room;
+        a task may also want the former always, and its prompts continued without the template. `room` is a number of
+        blanks instead of these.
         """
         text, mask = self.text, self.model.mask_id
         front = [] if text.start_id is None else [text.start_id]
-        if example.tail:
-            prompt, blanks = front + text.encode(example.prompt), len(text.encode(example.answer))
+        exact = bool(example.tail) or self.task.measured
+        blanks = room or (len(text.encode(example.answer)) if exact else self.task.length)
+        if example.tail or self.task.continued or not text.template:
+            prompt = front + text.encode(example.prompt)
         else:
-            asked = [{"role": "user", "content": example.prompt}]
-            prompt = text.chat(asked) if text.template else front + text.encode(example.prompt)
-            blanks = self.task.length
+            prompt = text.chat([{"role": "user", "content": example.prompt}])
         return Problem(example, [*prompt, *[mask] * blanks, *text.encode(example.tail)], len(prompt), blanks)
 
     @property
@@ -153,5 +157,6 @@ class Subject:
 
     def judged(self, problem: Problem, canvas: Canvas) -> Outcome:
         answer, tokens = self.written(problem, canvas)
-        score = self.task.score(problem.example, self.text.decode(answer))
-        return Outcome(score, len(tokens), canvas.forwards)
+        completion = self.text.decode(answer)
+        figures = self.task.figures(problem.example, completion)
+        return Outcome(next(iter(figures.values())), len(tokens), canvas.forwards, completion, figures)

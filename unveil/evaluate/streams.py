@@ -22,31 +22,39 @@ from ..processes import Draw
 
 
 class Streams:
-    """Blocks of `size` positions; with `leads` a block's first token, its leader, is read from the clean copy."""
+    """Blocks of `size` positions; with `leads` a block's first token, its leader, is read from the clean copy.
 
-    def __init__(self, model: Denoiser, batch: Batch, size: int, *, leads: bool):
+    `first` is where a block begins before which no row has targets: of the noisy copies nothing before it is read.
+    """
+
+    def __init__(self, model: Denoiser, batch: Batch, size: int, *, leads: bool, first: int = 0):
+        assert first % size == 0, "noisy blocks are read whole"
         self.model, self.batch = model, batch
         self.back = reading.lag(model) if leads else 0  # block diffusion reads a token where it stands
         shape = batch.tokens.shape
         length, device = shape[1], batch.tokens.device
         rule = rules.teacher_forcing(length, size, token_causal=leads)
         # The noisy copy stands before the clean one, as in training, so rule and positions are those of training.
+        here = torch.arange(length, device=device)
         self.noisy = Context(
-            Window(0, length),
+            Window(first, length - first),
             reading.apart(batch.documents, rule, copies=2),
-            positions=torch.arange(length, device=device),
+            positions=here[first:],
             store=Store(2 * length),
             exact=True,
         )
         asked = batch.targets & leader.leading(batch, size - 1) if leads else torch.zeros_like(batch.targets)
         flat = asked.flatten().nonzero()[:, 0]
-        clean = replace(self.noisy, window=Window(length, length), attend=behind(length))
+        clean = replace(self.noisy, window=Window(length, length), positions=here, attend=behind(length))
         self.leaders = reading.by_row(self.surprise(batch.tokens, clean, flat, self.back), flat, shape)  # (B,) nats
 
     def surprise(self, noisy: Tensor, ctx: Context, flat: Tensor, back: int) -> Tensor:
         """(N,) nats of the tokens at flat indices into (B, L), each read `back` positions before itself."""
         tokens = torch.cat([noisy, self.batch.tokens], dim=1)
-        found = reading.logits(self.model, tokens, ctx, flat - back)
+        length = self.batch.tokens.shape[1]
+        skipped = length - ctx.over(2 * length).width  # of each row
+        read = flat - back - (flat // length + 1) * skipped
+        found = reading.logits(self.model, tokens, ctx, read)
         return reading.surprise(found, self.batch.tokens.flatten()[flat])
 
     def nats(self, drawn: Draw) -> Tensor:

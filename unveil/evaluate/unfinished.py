@@ -1,15 +1,15 @@
-"""What of a bench has been measured so far, kept in a file so that one that was stopped goes on."""
+"""What of a measurement is done so far, kept in a file so that one that was stopped goes on."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ..whole import put
 from .problems import Setting
 
 FILE = "unfinished.json"
@@ -17,13 +17,14 @@ FILE = "unfinished.json"
 
 @dataclass
 class Unfinished:
-    """The figures of each way to decode, by name; written whole after each that is added.
+    """The figures of each way to decode, or of each model at each task, by name; written whole after each added one.
 
     `asked` decides the figures: what was kept for anything else is not used.
     """
 
     path: Path | None = None  # None: nothing is kept
     asked: Mapping[str, object] = field(default_factory=dict)
+    what: str = "bench"  # in words
     ways: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
 
     def resume(self, discard: bool = False) -> int:
@@ -41,23 +42,25 @@ class Unfinished:
             self.ways = found["ways"]
         elif not discard:
             raise ValueError(
-                f"{self.path.parent} holds an unfinished bench of something else, {other[0]}: repeat that command, "
-                "choose another folder, or --overwrite"
+                f"{self.path.parent} holds an unfinished {self.what} of something else, {other[0]}: repeat that "
+                "command, choose another folder, or --overwrite"
             )
         return len(self.ways)
 
     def of(self, role: str, setting: Setting) -> dict[str, Any]:
         """What is known of this way to decode."""
-        return self.ways.setdefault(json.dumps([role, asdict(setting)]), {})
+        return self.part(json.dumps([role, asdict(setting)]))
+
+    def part(self, name: str) -> dict[str, Any]:
+        """What is known of the part of this name, to be added to."""
+        return self.ways.setdefault(name, {})
 
     def keep(self) -> None:
         """Write everything."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"asked": self.asked, "ways": self.ways}), encoding="utf-8")
-        os.replace(partial, self.path)
+        put(self.path, json.dumps({"asked": self.asked, "ways": self.ways}))
 
 
 def files(folder: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -11,21 +9,18 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from ..context import dense
 
 
-@dataclass
 class Flex:
     """An `Attend` for CUDA: `Context(rule=..., attend=Flex())`. One object serves any number of passes.
 
     Passes without a mask go to the dense kernels, which need none. The block mask is made once per pass and shared by
     its layers. Use `compiled=False` on a CPU, where the compiled kernel has no backward pass; that is for checking
-    numbers, not for speed. Not yet measured on a GPU.
+    numbers, not for speed. Not yet measured on a GPU. No dataclass: FSDP takes those that a module is given apart.
     """
 
-    compiled: bool = True
-    mask: Tensor | None = field(default=None, init=False, repr=False)  # of the latest pass
-    blocks: BlockMask | None = field(default=None, init=False, repr=False)  # the same in blocks
-
-    def __post_init__(self):
-        self.kernel = torch.compile(flex_attention, dynamic=False) if self.compiled else flex_attention
+    def __init__(self, compiled: bool = True):
+        self.kernel = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+        self.mask: Tensor | None = None  # of the latest pass
+        self.blocks: BlockMask | None = None  # the same in blocks
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
         if mask is None:

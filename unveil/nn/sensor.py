@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..canvas import Canvas
 from ..prediction import Prediction
+from ..whole import put
 from .extrapolation import cells
 
 FEATURES = ("confidence", "entropy", "momentum", "position")
@@ -120,13 +121,8 @@ class Sensor(nn.Module):
         """Write a safetensors file with what it was trained for in its metadata, by way of a temporary name."""
         path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         about = {"format": FORMAT, "version": str(VERSION), "origin": json.dumps(asdict(self.origin))}
-        try:
-            draft.write_bytes(save({key: value.cpu().contiguous() for key, value in self.state_dict().items()}, about))
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        put(path, save({key: value.cpu().contiguous() for key, value in self.state_dict().items()}, about))
         return path
 
     @classmethod

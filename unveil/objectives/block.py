@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import rules
-from ..context import Attend, Context, dense
+from ..context import Context
 from ..denoiser import Denoiser
 from ..nn import reading
 from ..processes import Draw, Estimator
@@ -23,20 +23,8 @@ def two_streams(
     length = batch.tokens.shape[1]
     here = torch.arange(length, device=batch.tokens.device)
     rule = reading.apart(batch.documents, rules.teacher_forcing(length, size, token_causal=token_causal), copies=2)
-    ctx = Context(rule=rule, positions=torch.cat([here, here]), attend=halves(length))
+    ctx = Context(rule=rule, positions=torch.cat([here, here]))
     return torch.cat([batch.tokens.masked_fill(drawn.hit, mask_id), batch.tokens], dim=1), ctx
-
-
-def halves(length: int) -> Attend:
-    """Clean queries look at clean keys only, so a quarter of the scores of [noisy | clean] need not be computed."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
-        assert mask is not None, "the two copies never see all of each other"
-        noisy = dense(q[:, :, :length], k, v, mask[:, :, :length], False, layer)
-        q, k, v, mask = q[:, :, length:], k[:, :, length:], v[:, :, length:], mask[:, :, length:, length:]
-        return torch.cat([noisy, dense(q, k, v, mask, False, layer)], dim=2)
-
-    return attend
 
 
 def in_streams(flat: Tensor, length: int, stream: int) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
+
+from .. import records
+from ..records import Hub, Row
 
 SPLITS = ("train", "test")
 AWAY = 8  # one problem of so many is for tests
@@ -21,13 +25,18 @@ class Example:
     prompt: str
     answer: str
     tail: str = ""
+    kind: str = ""  # what sort of problem it is, where results are also told apart by it
 
 
 @dataclass
 class Task(ABC):
-    """Options are fields; `anchor` is what a completion writes before its final answer, "" where it writes nothing."""
+    """Problems whose answer is written. Options are fields."""
 
-    anchor: ClassVar[str] = ""
+    anchor: ClassVar[str] = ""  # what a completion writes before its final answer, where it writes anything
+    measured: ClassVar[bool] = False  # are there as many blanks as the right answer has tokens, without a tail too?
+    continued: ClassVar[bool] = False  # is the prompt text to go on with, even for a model that chats?
+    weighed: ClassVar[bool] = False  # is the probability of the right answer worth telling as well?
+    runs_code: ClassVar[bool] = False  # does `score` run what a model wrote? Then only where the user allows it
 
     length: int = field(default=32, kw_only=True)  # tokens of room for the answer and its end
 
@@ -46,6 +55,122 @@ class Task(ABC):
     @abstractmethod
     def score(self, example: Example, completion: str) -> float:
         """How right a completion is, from 0 to 1: the text up to the end-of-text token, without it."""
+
+    def figures(self, example: Example, completion: str) -> dict[str, float]:
+        """All that is measured of a completion, each from 0 to 1; the first is `score`. The names never differ."""
+        return {"accuracy": self.score(example, completion)}
+
+    def available(self, split: str = "test") -> int | None:
+        """How many problems there are; None: more than anybody asks for."""
+        return None
+
+    def rooms(self) -> Sequence[int]:
+        """Numbers of blanks to try, of which the best fit is judged; none: there is but one number to have."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """Options of which one is right: each a continuation of its own context. Common contexts are repeated."""
+
+    contexts: tuple[str, ...]
+    options: tuple[str, ...]
+    gold: int
+    kind: str = ""
+
+
+def asked(query: str, options: Sequence[str], gold: int) -> Question:
+    """A question in words, and its options as answers to it."""
+    context = f"{query.rstrip().removesuffix('Answer:').rstrip()}\nAnswer:"
+    return Question((context,) * len(options), tuple(f" {option.strip()}" for option in options), gold)
+
+
+@dataclass
+class Choosing(ABC):
+    """Problems whose answer is chosen: the option that a model finds likeliest."""
+
+    @abstractmethod
+    def questions(self, count: int, split: str = "test", seed: int = 0) -> list[Question]:
+        """As `Task.examples`."""
+
+    @abstractmethod
+    def available(self, split: str = "test") -> int | None:
+        """How many questions there are."""
+
+
+@dataclass
+class Reading(ABC):
+    """Texts whose probability is measured."""
+
+    @abstractmethod
+    def texts(self, count: int, split: str = "test", seed: int = 0) -> list[str]:
+        """As `Task.examples`."""
+
+    @abstractmethod
+    def available(self, split: str = "test") -> int | None:
+        """How many texts there are."""
+
+
+@dataclass
+class Published:
+    """Rows of a published set, from a local file of its format or from the hub.
+
+    data  a file, or a folder with a file of one of the names in `files`; without it the rows come from `hub`
+
+    With seed 0 problems are the file's first, in its order; other seeds draw them.
+    """
+
+    files: ClassVar[tuple[str, ...]]
+    hub: ClassVar[Hub]
+    taught: ClassVar[tuple[tuple[str, ...], Hub] | None] = None  # the same of the rows for training, where there are
+
+    data: str = field(default="", kw_only=True)
+
+    def rows(self, split: str = "test") -> list[Row]:
+        """All rows. ValueError when there are none to be had."""
+        names, hub = (self.files, self.hub) if split == "test" else self.taught or ((), None)
+        if hub is None:
+            raise ValueError(f"{type(self).__name__.lower()} has no problems for training")
+        return records.read(records.located(self.data, names)) if self.data else records.fetched(hub)
+
+    def available(self, split: str = "test") -> int | None:
+        return len(self.rows(split))
+
+    def taken(self, count: int, split: str = "test", seed: int = 0) -> list[Row]:
+        """`count` rows of a split."""
+        checked(count, split, seed)
+        found = self.rows(split)
+        if count > len(found):
+            name = type(self).__name__.lower()
+            raise ValueError(f"{count} {split} problems of {name} were asked for; there are {len(found)}")
+        order = np.random.default_rng(seed).permutation(len(found)) if seed else range(len(found))
+        return [found[i] for i in order[:count]]
+
+
+@dataclass
+class Written(Published, Task):
+    """A published set whose answers are written."""
+
+    @abstractmethod
+    def example(self, row: Row) -> Example:
+        """A row as a problem."""
+
+    def examples(self, count: int, split: str = "test", seed: int = 0) -> list[Example]:
+        """As in `Task`."""
+        return [self.example(row) for row in self.taken(count, split, seed)]
+
+
+@dataclass
+class Chosen(Published, Choosing):
+    """A published set whose answers are chosen."""
+
+    @abstractmethod
+    def question(self, row: Row) -> Question:
+        """A row as a question."""
+
+    def questions(self, count: int, split: str = "test", seed: int = 0) -> list[Question]:
+        """As in `Choosing`."""
+        return [self.question(row) for row in self.taken(count, split, seed)]
 
 
 @dataclass
@@ -97,6 +222,18 @@ class Listed(Task):
             name = type(self).__name__.lower()
             raise ValueError(f"{count} {split} problems of {name} were asked for; there are {len(found)}")
         return [found[i] for i in numbers.permutation(len(found))[:count]]
+
+    def available(self, split: str = "test") -> int | None:
+        return len(self.pool(split, np.random.default_rng([0, SPLITS.index(split)])))
+
+
+def to_be_written(found: object, name: str) -> Task:
+    """A task whose answers are decoded, and judged without running them. ValueError for any other."""
+    if not isinstance(found, Task):
+        raise ValueError(f"the answers of {name} are not written but weighed: unveil eval measures it")
+    if found.runs_code:
+        raise ValueError(f"{name} runs code that a model wrote: unveil eval does so, with --allow-code")
+    return found
 
 
 def held_out(content: str) -> bool:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..whole import put
 from .machine import first_row, local
 from .ranks import ALONE, Ranks
 
@@ -321,10 +322,3 @@ def owned(model: nn.Module) -> dict[str, Tensor]:
     saved = model.state_dict().keys()
     buffers = {name: value for name, value in model.named_buffers() if name in saved}
     return {**{name: value.detach() for name, value in model.named_parameters()}, **buffers}
-
-
-def put(path: Path, content: str) -> None:
-    """A text file that is never half there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)

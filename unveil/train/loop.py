@@ -27,8 +27,8 @@ from ..codecs.text import Text
 from ..denoiser import Denoiser
 from ..nn.grow import bare
 from ..objectives import Batch, Objective
+from ..whole import put
 from . import checkpoint
-from .checkpoint import put
 from .machine import bfloat16, compiled, deterministic, local, moved, recompute, split
 from .memory import Memory
 from .metrics import Display, Metrics

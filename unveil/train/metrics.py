@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..whole import put
 
 PAUSE = 30  # seconds between two lines when the console is not a terminal
 
@@ -25,9 +26,7 @@ class Metrics:
         self.board = self.stream = None
         if quiet:
             return
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in self.history), encoding="utf-8")
-        os.replace(partial, file)
+        put(file, "".join(json.dumps(line) + "\n" for line in self.history))
         self.stream = file.open("a", encoding="utf-8", buffering=1)
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter

@@ -13,7 +13,7 @@ Bytes on one GPU, for P weights of which T are trained, S processes that share t
                 positions x layers x r E. Attention keeps r 2 E + c (2 n E + 3 Q + 4 K) bytes a position, the MLP
                 r 2 E + c (2 n E + 4 F), where n = 1 if autocast copies float32 input, else 0
     scores      rows x queries x keys x (1 + layers x c), if the rule is a matrix: once as bits, then as numbers
-    logits      rows read x V x (c + 8)         themselves, float32 log-probabilities, and their gradient; or, with
+    logits      rows read x V x 2 c               themselves and their gradient; or, with
                 `checkpointing`, one block computed again, attention + MLP + 3 c F a position, if that is more
 
 E width, Q and K widths of queries and of keys, F hidden, V vocabulary. The peak is weights + optimiser + average +
@@ -156,7 +156,7 @@ def needed(s: Shape, recipe: Recipe, objective: Objective, shards: int, gpus: in
     kept = s.layers * attention + (s.layers - 1 + min(does.read / does.copies, 1)) * mlp
     area = rows * recipe.length**2 * does.copies if does.dense else 0.0
     scores = area * (does.copies + (0 if again else s.layers * c * does.keys))
-    logits = rows * recipe.length * does.read * s.vocab * (c + 8)
+    logits = rows * recipe.length * does.read * s.vocab * 2 * c
     block = positions * (attention + mlp + 3 * c * hidden) + area * c * does.keys
     gathered = c * (2 * inner + rest) + (c + 4) * max(inner, rest) if sharded else 0.0
     return Bytes(

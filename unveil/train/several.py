@@ -39,13 +39,13 @@ ROOM = 0.6  # share of a device's memory that the state of training may take whe
 def joined(device: str = "cpu") -> Iterator[Ranks]:
     """The processes that torchrun (or `--nproc`) started, this one among them; one process without a launcher.
 
-    ValueError when a GPU or NCCL is asked for and is not there.
+    ValueError when a GPU or NCCL is asked for and is not there, or something else than torchrun has set WORLD_SIZE.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = from_torchrun("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
     if world == 1:
         yield Ranks(torch.device(device))
         return
-    place, beside = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    place, beside, _ = (from_torchrun(name) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK"))
     where = chosen(torch.device(device), place)
     backend = "gloo" if where.type == "cpu" else "cpu:gloo,cuda:nccl"
     store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
@@ -61,6 +61,17 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         raise ConnectionError(f"another process of this run has ended, and this one with it ({said})") from error
     finally:
         dist.destroy_process_group()
+
+
+def from_torchrun(name: str) -> int:
+    """A number that torchrun gives each of its processes."""
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ.get('WORLD_SIZE')!r} and {name} {value or 'not set'}: start several by "
+            "torchrun or --nproc, which set both, or unset WORLD_SIZE for one process"
+        )
+    return int(value)
 
 
 def chosen(device: torch.device, place: int) -> torch.device:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 from ..codecs.text import Text
+from ..whole import put
 from .curves import Chart, legend, svg
 from .frames import Frame
 from .terminal import Painter, colour
@@ -98,7 +98,5 @@ def page(report: Report) -> str:
 def write(report: Report, path: str | Path) -> Path:
     """The page as a file, whole or not at all."""
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(page(report), encoding="utf-8")
-    os.replace(draft, path)
+    put(path, page(report))
     return path

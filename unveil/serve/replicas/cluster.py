@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import tempfile
@@ -18,9 +17,9 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
+from ...cluster.connection import joined
 from .. import listen
 from ..journal import Journal
 from ..setup import Setup
@@ -28,8 +27,6 @@ from .front import Front
 from .pool import Pool
 from .replica import Replica
 
-REACH = 5.0  # seconds in which a cluster has to take a connection
-STORE = 100 * 2**20  # bytes for what processes of Ray share; requests and answers are small
 SETTLED = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -92,44 +89,6 @@ def noted(port: int, found: Running) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def connected(wanted: Wanted) -> Iterator[None]:
-    """Ray, started here or joined. ValueError where it cannot be reached. All that was started ends with the block."""
-    if wanted.address is None:
-        # A folder of its own, where no other program of this user finds it; one CPU, since nothing counts them here.
-        place = tempfile.mkdtemp(prefix="unveil-ray-", dir="/tmp")  # sockets in longer paths cannot be
-        own = {"include_dashboard": False, "object_store_memory": STORE, "num_cpus": 1, "_temp_dir": place}
-        try:
-            ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (RuntimeError, RayError) as error:
-            raise ValueError(f"Ray does not start here: {str(error).splitlines()[0]} See {place}") from error
-    else:
-        place = None
-        reached(wanted.address)
-        try:
-            ray.init(address=wanted.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"there is no Ray at {wanted.address}: {str(error).splitlines()[0]}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-    if place is not None:
-        shutil.rmtree(place, ignore_errors=True)  # its logs are left where something went wrong
-
-
-def reached(address: str) -> None:
-    """ValueError where nobody listens at host:port: Ray itself would go on trying for long."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        raise ValueError(f"--ray-address is {address!r}; expected host:port, as `ray start --head` tells it")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ValueError(f"there is no Ray at {address}: {reason}; see --ray-address") from error
-
-
 def planned(wanted: Wanted, queue: int, drain: float) -> serve.Deployment:
     """What Ray Serve is to keep running."""
     scale = {"min_replicas": wanted.least, "max_replicas": wanted.most, "target_ongoing_requests": wanted.busy}
@@ -184,7 +143,7 @@ def host(
     """Start replicas and stand before them until a signal ends it; the exit status."""
     port = sock.getsockname()[1]
     name = f"unveil-{port}"
-    with connected(wanted):
+    with joined(wanted.address):
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, leave)
         try:
@@ -228,5 +187,5 @@ async def stand(
 
 def update(found: Running, setup: Setup, wanted: Wanted, drain: float) -> None:
     """Replace the replicas behind a running server; it goes on serving. ValueError where the new ones do not start."""
-    with connected(Wanted(address=found.address)):
+    with joined(found.address):
         deploy(setup, wanted, found.name, drain)

@@ -1,0 +1,284 @@
+"""Conditional likelihoods: exact where they say so, bounds elsewhere, hidden alike where options are compared."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import MASK, tiny
+from test_likelihood import Flat, Joint
+from torch import Tensor
+from toy import letters
+
+from unveil import rules
+from unveil.context import EVERYTHING, Context
+from unveil.denoiser import Denoiser
+from unveil.evaluate import masks
+from unveil.evaluate.conditional import Pair, conditional, encoded
+from unveil.processes import groups
+
+NUMBERS = torch.Generator().manual_seed(3)
+KINDS = [("full", None, False), ("full", None, True), ("block", 4, False), ("leader", 4, True), ("causal", None, False)]
+
+
+def pairs(count: int = 6, context: int = 5, most: int = 6) -> list[Pair]:
+    sizes = torch.randint(2, most, (count, 2), generator=NUMBERS).tolist()
+    some = lambda n: torch.randint(0, MASK, (n,), generator=NUMBERS).tolist()
+    return [Pair(some(context + a), some(b), i // 2, i % 2) for i, (a, b) in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(("kind", "block"), [("full", None), ("block", 4), ("leader", 4), ("causal", None)])
+def test_a_uniform_model_costs_log_v_a_token(kind, block):
+    given = [Pair([t % 7 for t in p.context], [t % 7 for t in p.continuation], p.key) for p in pairs()]
+    found = conditional(Flat(kind, block), given, draws=5)
+    torch.testing.assert_close(found.nats, found.tokens.double() * math.log(7), rtol=1e-6, atol=1e-6)
+    assert found.exact == (kind == "causal")
+    assert float(found.noise.max()) < 1e-5
+
+
+class Oracle(Denoiser):
+    """Knows that every token is one more than the token before it, or one less than the one behind it."""
+
+    mask_id = 15
+
+    def forward(self, tokens: Tensor, ctx: Context = EVERYTHING) -> Tensor:
+        place = torch.arange(tokens.shape[1])
+        first = tokens[:, :1]
+        found = F.one_hot((first + place) % 15, 16).double().log()
+        assert ctx.read is not None
+        return found.flatten(0, 1)[ctx.read]
+
+
+def test_an_oracle_is_never_surprised():
+    right, wrong = Pair([3, 4], [5, 6, 7]), Pair([3, 4], [5, 6, 8])
+    found = conditional(Oracle(), [right, wrong], draws=4)
+    assert found.nats.tolist() == [0.0, math.inf]
+
+
+@pytest.mark.parametrize("kind", ["causal", "leader"])
+def test_exact_is_the_chain_rule_worked_by_hand(kind):
+    model = tiny(kind, 4 if kind == "leader" else None, shifted=kind == "leader", sharp=6.0)
+    bare = model.model if kind == "leader" else model
+    given = pairs()
+    found = conditional(model, given, mode="exact", positions=30)
+    for number, pair in enumerate(given):
+        row = torch.tensor([[*pair.context, *pair.continuation]])
+        with torch.no_grad():
+            logits = bare(row, Context(rule=rules.causal))[0, :, :MASK]
+        at = torch.arange(len(pair.context), row.shape[1]) - 1
+        logp, right = logits[at].log_softmax(-1), row[0, at + 1]
+        assert float(found.nats[number]) == pytest.approx(float(-logp.gather(1, right[:, None]).sum()), rel=1e-5)
+        assert found.greedy is not None
+        assert bool(found.greedy[number]) == bool((logp.argmax(-1) == right).all())
+    assert found.exact
+    assert found.noise.tolist() == [0.0] * len(given)
+
+
+def test_a_greedy_continuation_is_told():
+    model = tiny("causal", sharp=6.0)
+    context, written = [1, 2, 3], []
+    for _ in range(3):
+        logits = model(torch.tensor([[*context, *written]]), Context(rule=rules.causal))
+        written.append(int(logits[0, -1, :MASK].argmax()))
+    other = [*written[:2], (written[2] + 1) % MASK]
+    found = conditional(model, [Pair(context, written), Pair(context, other)])
+    assert found.greedy is not None
+    assert found.greedy.tolist() == [True, False]
+
+
+def written_out(model: Denoiser, pair: Pair) -> float:
+    """The conditional bound by all hidden sets: the sum over k of the mean surprise at k hidden tokens."""
+    row, n, total = [*pair.context, *pair.continuation], len(pair.continuation), 0.0
+    for k in range(1, n + 1):
+        sets = list(combinations(range(len(pair.context), len(row)), k))
+        for some in sets:
+            noisy = torch.tensor([[MASK if i in some else token for i, token in enumerate(row)]])
+            with torch.no_grad():
+                logits = model(noisy)[0, list(some), :MASK]
+            total += float(F.cross_entropy(logits, torch.tensor([row[i] for i in some]))) / len(sets)
+    return total
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_bound_is_a_mean_over_hidden_sets(shifted):
+    model = tiny("full", shifted=shifted, sharp=6.0)
+    for pair in pairs(3):
+        many = [Pair(pair.context, pair.continuation, key) for key in range(300)]
+        found = conditional(model, many, draws=4)
+        error = float(found.nats.std() / math.sqrt(300))
+        assert float(found.nats.mean()) == pytest.approx(written_out(model, pair), abs=4 * error + 1e-5)
+
+
+def test_few_tokens_are_worked_out_and_not_drawn():
+    """Around the circle every set of one or two out of two comes up, so an even number of draws has no error."""
+    model, pair = tiny("full", sharp=6.0), Pair([1, 2, 3], [4, 5])
+    for key in range(5):
+        found = conditional(model, [Pair(pair.context, pair.continuation, key)], draws=4)
+        assert float(found.nats[0]) == pytest.approx(written_out(model, pair), rel=1e-5)
+    single = conditional(model, [Pair([1, 2, 3], [4]), Pair([1, 2, 3], [5])], draws=8)
+    assert single.forwards.sum() == 1  # one row, read once for both
+    assert single.noise.tolist() == [0.0, 0.0]
+
+
+def test_the_bound_lies_above_the_likelihood_by_the_gap():
+    """A model whose conditionals are known: the bound's mean over everything less the likelihood is computed twice."""
+    for blur in (0.0, 0.3):
+        model = Joint(blur)
+        gap = weight = 0.0
+        for x in product(range(2), repeat=2):
+            given = [Pair([0, 1], list(x), key) for key in range(40)]  # position 0 means nothing, 1 is the first token
+            found = conditional(model, given, draws=4)
+            p = float(model.p[1][x] / model.p[1].sum())
+            share = {
+                row: (1 - blur) * model.conditionals(row) + blur / 2 for row in [(1, 2, 2), (1, x[0], 2), (1, 2, x[1])]
+            }
+            both = [share[(1, 2, 2)][2][x[0]], share[(1, 2, 2)][3][x[1]]]
+            one = [share[(1, 2, x[1])][2][x[0]], share[(1, x[0], 2)][3][x[1]]]
+            bound = -0.5 * sum(math.log(float(each)) for each in [*both, *one])
+            assert float(found.nats.mean()) == pytest.approx(bound, rel=1e-5)
+            gap, weight = gap + p * (bound + math.log(p)), weight + p
+        assert weight == pytest.approx(1)
+        assert gap == pytest.approx(0, abs=1e-6) if not blur else gap > 0.01
+
+
+@pytest.mark.parametrize(("kind", "block", "shifted"), KINDS)
+def test_company_changes_nothing(kind, block, shifted):
+    given, model = pairs(8), tiny(kind, block, shifted=shifted, sharp=6.0)
+    for options in ({}, {"draws": 9}, {"protocol": "diffullama"}):
+        whole = conditional(
+            model, given, draws=options.get("draws", 3), protocol=options.get("protocol", "exact-count")
+        )
+        for number in (0, 5):
+            alone = conditional(
+                model,
+                given[number : number + 1],
+                draws=options.get("draws", 3),
+                protocol=options.get("protocol", "exact-count"),
+                positions=16,
+            )
+            assert float(alone.nats[0]) == pytest.approx(float(whole.nats[number]), rel=2e-5)
+    assert not model.training
+
+
+@pytest.mark.parametrize(("kind", "block"), [("leader", 4), ("block", 4)])
+def test_own_layouts_see_the_clean_text_before_a_block(kind, block):
+    """By hand for one block: context up to an edge, then one block of noisy tokens that sees it clean."""
+    model = tiny(kind, block, shifted=kind == "leader", sharp=6.0)
+    context, behind = [1, 2, 3, 4], [5, 6, 7, 8]
+    found = conditional(model, [Pair(context, behind, key) for key in range(200)], draws=6)
+    row, total = [*context, *behind], 0.0
+    lead = kind == "leader"
+    rule = rules.leading(4, 4) if lead else rules.not_later(4)
+    if lead:
+        with torch.no_grad():
+            logits = model(torch.tensor([row]), Context(rule=rules.causal))[0, 4, :MASK]
+        total += float(F.cross_entropy(logits[None], torch.tensor([5])))
+    where = range(4 + lead, 8)
+    for k in range(1, len(where) + 1):
+        sets = list(combinations(where, k))
+        for some in sets:
+            noisy = torch.tensor([[MASK if i in some else token for i, token in enumerate(row)]])
+            with torch.no_grad():
+                logits = model(noisy, Context(rule=rule))[0, list(some), :MASK]
+            total += float(F.cross_entropy(logits, torch.tensor([row[i] for i in some]))) / len(sets)
+    error = float(found.nats.std() / math.sqrt(200))
+    assert float(found.nats.mean()) == pytest.approx(total, abs=4 * error + 1e-4)
+
+
+def test_options_of_a_question_are_hidden_alike():
+    targets = torch.zeros(3, 12, dtype=torch.bool)
+    starts, keys = torch.tensor([4, 6, 4]), torch.tensor([7, 7, 8])
+    for row, start in enumerate(starts.tolist()):
+        targets[row, start : start + 5] = True
+    drawn = masks.rounds(targets, torch.zeros(3, 12, dtype=torch.long), starts, 0, keys, 6)
+    hidden = torch.stack([torch.stack([d.hit[row, s : s + 5] for row, s in enumerate(starts.tolist())]) for d in drawn])
+    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    assert not torch.equal(hidden[:, 0], hidden[:, 2])
+    assert all(bool((d.hit <= targets).all()) for d in drawn)
+
+
+def test_rounds_hide_uniform_sets_of_every_size():
+    keys = torch.arange(4000)
+    targets = torch.zeros(4000, 6, dtype=torch.bool)
+    targets[:, 1:5] = True
+    parts = groups(targets.shape, 3, None, keys.device)  # two of the first three positions, two of the others
+    seen = torch.zeros(2, 2, 2)
+    for draw in masks.rounds(targets, parts, torch.ones_like(keys), 0, keys, 3):
+        for part, cells in enumerate(((1, 2), (3, 4))):
+            hit, weight = draw.hit[:, cells], draw.weight[:, cells]
+            k = hit.sum(1)
+            torch.testing.assert_close(weight.sum(1), torch.full((4000,), 2.0))
+            for size in (1, 2):
+                seen[part, size - 1] += hit[k == size].float().sum(0)
+    assert float((seen / seen.sum(-1, keepdim=True) - 0.5).abs().max()) < 0.03
+    assert float((seen[:, 0].sum(-1) / 12000 - 0.5).abs().max()) < 0.03
+
+
+def test_the_grid_is_that_of_the_paper():
+    targets = torch.zeros(2, 9, dtype=torch.bool)
+    targets[0, 3:5], targets[1, 3:9] = True, True
+    drawn = masks.grid(targets, torch.tensor([3, 3]), 0, torch.tensor([1, 1]), torch.tensor([0, 1]))
+    assert len(drawn) == 32
+    assert torch.equal(drawn[0].hit, targets)  # t = 32 hides everything
+    for each in drawn:
+        count = each.hit.sum(1)
+        torch.testing.assert_close(each.weight.sum(1), (count > 0).float())  # a plain mean, 0 where nothing is hidden
+    many = torch.zeros(3000, 5, dtype=torch.bool)
+    many[:, 1:] = True
+    keys = torch.arange(3000)
+    shares = [d.hit[:, 1:].float().mean() for d in masks.grid(many, torch.ones_like(keys), 0, keys, keys)]
+    torch.testing.assert_close(torch.stack(shares), torch.arange(32, 0, -1) / 32, rtol=0, atol=0.02)
+    found = conditional(Flat(), [Pair([1], [2, 3]), Pair([1], [2, 3, 4, 5, 6, 1])], protocol="diffullama")
+    assert not found.bound
+    assert found.nats[0] < found.nats[1] <= math.log(7) + 1e-6  # the flaw: empty passes favour the short one
+
+
+def test_texts_become_pairs_as_in_running_text():
+    text = letters()
+    pair = encoded(text, "abc", "de", key=4, option=1)
+    front = [] if text.start_id is None else [text.start_id]
+    assert pair == Pair([*front, 0, 1, 2], [3, 4], 4, 1)
+    with pytest.raises(ValueError, match="nothing to score"):
+        encoded(text, "abc", "")
+
+
+def test_long_contexts_lose_their_beginning():
+    model = tiny("full", sharp=6.0)
+    model.context_length = 6
+    long, short = Pair([9, 9, 9, 1, 2, 3], [4, 5, 6]), Pair([1, 2, 3], [4, 5, 6])
+    found = conditional(model, [long, short], draws=3)
+    assert found.nats[0] == found.nats[1]
+    assert found.cut == 1
+    with pytest.raises(ValueError, match="context holds 6"):
+        conditional(model, [Pair([1], [1] * 6)])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"draws": 0}, "at least one draw"),
+        ({"mode": "best"}, "auto, exact, bound"),
+        ({"protocol": "seed"}, "exact-count, diffullama"),
+        ({"mode": "exact"}, "predicts no next token"),
+        ({"block": -1}, "got -1"),
+    ],
+)
+def test_what_cannot_be_asked(options, said):
+    with pytest.raises(ValueError, match=said):
+        conditional(tiny("full"), pairs(2), **options)
+
+
+def test_what_cannot_be_scored():
+    with pytest.raises(ValueError, match="no pair"):
+        conditional(tiny("full"), [])
+    with pytest.raises(ValueError, match="at least one token"):
+        conditional(tiny("full"), [Pair([], [1])])
+    with pytest.raises(ValueError, match="holds the mask token"):
+        conditional(tiny("full"), [Pair([1], [MASK])])
+    model = Flat()
+    model.mask_id = -1
+    with pytest.raises(ValueError, match="no mask token"):
+        conditional(model, [Pair([1], [2])])

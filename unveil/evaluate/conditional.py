@@ -1,0 +1,328 @@
+"""log p(continuation | context) of many pairs: exactly by a next-token model, by the diffusion bound otherwise.
+
+Shapes: P pairs, B rows of a pass, L positions, D draws, M tokens asked about.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import rules
+from ..codecs.text import Text
+from ..context import Context, Rule
+from ..denoiser import Denoiser
+from ..nn import reading
+from ..objectives import Batch, leader, masked
+from ..objectives import block as block_diffusion
+from ..processes import Draw, groups
+from . import masks
+from .likelihood import Mode, bounded, exactly
+from .streams import Streams, separable
+
+Protocol = Literal["exact-count", "diffullama"]
+Report = Callable[[int, int], None]
+Way = Callable[["Rows"], "Found"]
+PROTOCOLS = ("exact-count", "diffullama")
+POSITIONS = 4096  # read in one pass, at most
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids; the context holds one at least."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+    key: int = 0  # pairs of one key are hidden alike: the options of one question
+    option: int = 0  # its number among them
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """What pairs cost in nats, each on the whole continuation."""
+
+    nats: Tensor  # (P,) float64 -log p, an upper bound on it, or under the protocol diffullama the mean of its grid
+    noise: Tensor  # (P,) standard error of the random draws, from above; 0 when exact
+    tokens: Tensor  # (P,) int64 of the continuation
+    draws: Tensor = field(repr=False)  # (P, D) float64, of which `nats` is the mean
+    greedy: Tensor | None = field(repr=False)  # (P,) bool: is each token the likeliest? None where that means nothing
+    exact: bool
+    bound: bool  # not below -log p; true of exact ones as well
+    layout: str
+    forwards: Tensor = field(repr=False)  # (P,) float64 rows read; what several pairs shared is shared out
+    cut: int = 0  # contexts that were too long and lost their beginning
+
+    def less(self, one: int, other: int) -> tuple[float, float]:
+        """Nats of pair `one` less those of `other`, and the standard error of the draws: shared noise cancels."""
+        apart = self.draws[one] - self.draws[other]
+        count = len(apart)
+        spread = math.sqrt(float(apart.var()) / count) if count > 1 else 0.0 if self.exact else math.nan
+        return float(apart.mean()), spread
+
+
+def encoded(text: Text, context: str, continuation: str, key: int = 0, option: int = 0) -> Pair:
+    """A pair of texts. Spaces at the context's end go to the continuation, and both are encoded together, so that words
+    are split as in running text: as lm-evaluation-harness does it.
+
+    ValueError for an empty continuation, and for an empty context where no token begins a text.
+    """
+    kept = context.rstrip()
+    whole = text.encode(context + continuation)
+    front = [] if text.start_id is None else [text.start_id]
+    before, behind = [*front, *text.encode(kept)], whole[len(text.encode(kept)) :]
+    if not behind:
+        raise ValueError(f"there is nothing to score: the continuation {continuation!r} adds no token to its context")
+    if not before:
+        raise ValueError("a context is empty and the tokenizer has no beginning-of-text token to put in its place")
+    return Pair(before, behind, key, option)
+
+
+def conditional(
+    model: Denoiser,
+    pairs: Sequence[Pair],
+    *,
+    mode: Mode = "auto",
+    protocol: Protocol = "exact-count",
+    block: int | None = None,
+    draws: int = 32,
+    seed: int = 0,
+    positions: int = POSITIONS,
+    report: Report | None = None,
+) -> Conditional:
+    """-log p(continuation | context) of each pair, in nats.
+
+    mode       exact: token by token under the causal rule; bound: the diffusion bound; auto: exact for causal models
+    protocol   exact-count: the bound; diffullama: the 32-point grid of 2410.17891, which is no bound
+    block      positions per block of the bound; None: what the model was trained with; 0: the whole row under full
+               attention. A leader model's blocks count from the row's beginning, and their leaders are exact
+    draws      noise draws per pair, their levels evenly spread
+    positions  of one pass: they set its memory and no number
+    report     told how many pairs are done, of how many
+
+    ValueError for a mode or block that the model does not have, and for pairs that do not fit into its context.
+    """
+    if draws < 1 or positions < 1:
+        raise ValueError(f"expected at least one draw and one position a pass, got {draws} and {positions}")
+    for name, given, known in (("mode", mode, ("auto", "exact", "bound")), ("protocol", protocol, PROTOCOLS)):
+        if given not in known:
+            raise ValueError(f"no {name} called {given!r}; there are: {', '.join(known)}")
+    if not pairs:
+        raise ValueError("there is nothing to score: no pair of context and continuation was given")
+    exact = mode == "exact" or (mode == "auto" and model.attention.kind == "causal")
+    grid = protocol == "diffullama" and not exact
+    draws = 1 if exact else masks.STEPS if grid else draws
+    layout, way = chosen(model, exact, grid, block, draws, positions)
+    fitted = [fit(pair, room(model, model.context_length, exact)) for pair in pairs]
+    each = torch.zeros(len(pairs), draws, dtype=torch.float64)
+    forwards, greedy = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.bool)
+    device, was, done = next(model.parameters(), torch.empty(0)).device, model.training, 0
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for which in chunks(fitted, positions, draws):
+                rows = Rows.of([fitted[i] for i in which], seed, device)
+                reading.unmasked(model, rows.tokens, rows.answer)
+                found, at = way(rows), torch.tensor(which)
+                each[at] = found.nats.double().cpu()
+                forwards[at], greedy[at] = found.forwards.double().cpu(), found.greedy.cpu()
+                done += len(which)
+                if report:
+                    report(done, len(pairs))
+    finally:
+        model.train(was)
+    noise = (each.var(1) / draws).sqrt() if draws > 1 else torch.full_like(forwards, 0.0 if exact else math.nan)
+    return Conditional(
+        each.mean(1),
+        noise,
+        torch.tensor([len(pair.continuation) for pair in pairs]),
+        each,
+        greedy if exact else None,
+        exact,
+        not grid,
+        layout,
+        forwards,
+        sum(len(one.context) < len(pair.context) for one, pair in zip(fitted, pairs, strict=True)),
+    )
+
+
+def room(model: Denoiser, positions: int | None, exact: bool) -> int | None:
+    """Tokens that a pair may have in so many positions: of next-token predictors nothing reads the last one."""
+    return None if positions is None else positions + (reading.lag(model) if exact else 0)
+
+
+def fit(pair: Pair, room: int | None) -> Pair:
+    """A pair whose context has lost its beginning where it is longer than the model's."""
+    if not pair.context or not pair.continuation:
+        raise ValueError("a pair needs at least one token of context and one of continuation")
+    over = 0 if room is None else len(pair.context) + len(pair.continuation) - room
+    if over >= len(pair.context):
+        raise ValueError(f"a continuation has {len(pair.continuation)} tokens; the model's context holds {room}")
+    return replace(pair, context=pair.context[over:]) if over > 0 else pair
+
+
+def chunks(pairs: Sequence[Pair], positions: int, draws: int) -> Iterator[list[int]]:
+    """Numbers of pairs that are read together, by length. Many draws fill a pass with rows of one length alone, so
+    that nothing is padded; where each pair is one row, rows of nearly one length are padded to the longest."""
+    size = [len(pair.context) + len(pair.continuation) for pair in pairs]
+    chunk: list[int] = []
+    for i in sorted(range(len(pairs)), key=lambda i: (size[i], pairs[i].key, i)):
+        if chunk:
+            longest = size[chunk[0]] + (size[chunk[0]] // 4 if draws < 8 else 0)
+            if size[i] > longest or (len(chunk) + 1) * size[i] > positions:
+                yield chunk
+                chunk = []
+        chunk.append(i)
+    yield chunk
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pairs side by side, shorter ones followed by zeros."""
+
+    tokens: Tensor  # (B, L)
+    answer: Tensor  # (B, L) bool: the continuation
+    starts: Tensor  # (B,) where it begins
+    lengths: Tensor  # (B,)
+    keys: Tensor  # (B,)
+    options: Tensor  # (B,)
+    seed: int
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], seed: int, device: torch.device) -> Rows:
+        whole = [[*pair.context, *pair.continuation] for pair in pairs]
+        width = max(map(len, whole))
+        starts = torch.tensor([len(pair.context) for pair in pairs], device=device)
+        lengths = torch.tensor(list(map(len, whole)), device=device)
+        at = torch.arange(width, device=device)
+        return cls(
+            torch.tensor([row + [0] * (width - len(row)) for row in whole], device=device),
+            (at >= starts[:, None]) & (at < lengths[:, None]),
+            starts,
+            lengths,
+            torch.tensor([pair.key for pair in pairs], device=device),
+            torch.tensor([pair.option for pair in pairs], device=device),
+            seed,
+        )
+
+    @property
+    def batch(self) -> Batch:
+        """The same for objectives: what stands behind a row is another document."""
+        at = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        beyond = (at >= self.lengths[:, None]).long()
+        return Batch(self.tokens, self.answer, beyond if bool(beyond.any()) else None, self.keys, self.seed)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a chunk of pairs came to."""
+
+    nats: Tensor  # (B, D)
+    forwards: Tensor  # (B,)
+    greedy: Tensor  # (B,) bool
+
+
+def chosen(model: Denoiser, exact: bool, grid: bool, block: int | None, draws: int, positions: int) -> tuple[str, Way]:
+    """How a model reads pairs, in words and as a function."""
+    if exact:
+        return exactly(model)[0], lambda rows: read_exactly(model, rows, positions)
+    layout, _ = bounded(model, 0 if grid else block, draws)
+    size = 0 if grid else model.attention.block or 0 if block is None else block
+    back = reading.lag(model) if model.shifted or model.attention.leads else 0
+
+    def whole(rows: Rows) -> Found:
+        masked.diffusible(model, rows.batch)
+        if grid:
+            drawn = masks.grid(rows.answer, rows.starts, rows.seed, rows.keys, rows.options)
+        else:
+            parts = torch.zeros_like(rows.tokens)
+            drawn = masks.rounds(rows.answer, parts, rows.starts, rows.seed, rows.keys, draws)
+        return read_whole(model, rows, drawn, back, positions)
+
+    def blocks(rows: Rows) -> Found:
+        masked.diffusible(model, rows.batch)
+        return read_blocks(model, rows, size, draws)
+
+    return f"DiffuLLaMA's grid, {layout}" if grid else layout, blocks if size else whole
+
+
+def read_exactly(model: Denoiser, rows: Rows, positions: int) -> Found:
+    """Next-token prediction. The last token is looked at by nobody, so contexts with one token behind are one row."""
+    last, back = rows.lengths[:, None] - 1, reading.lag(model)
+    inputs = rows.tokens.scatter(1, last, 0)[:, : rows.tokens.shape[1] - back]
+    row, at = rows.answer.nonzero(as_tuple=True)
+    cost, best, forwards = surprises(
+        model, inputs, rows.lengths, rules.causal, (row, at - back), rows.tokens[row, at], positions
+    )
+    count = len(inputs)
+    wrong = torch.zeros(count, device=cost.device).index_add(0, row, (~best).float())
+    return Found(cost.new_zeros(count).index_add(0, row, cost)[:, None], forwards, wrong == 0)
+
+
+def read_whole(model: Denoiser, rows: Rows, drawn: Sequence[Draw], back: int, positions: int) -> Found:
+    """Full attention over context and continuation; token i is read at i - `back`."""
+    count, hit = len(rows.tokens), torch.cat([draw.hit for draw in drawn])  # (D B, L)
+    weight = torch.cat([draw.weight for draw in drawn])
+    tokens, lengths = rows.tokens.repeat(len(drawn), 1), rows.lengths.repeat(len(drawn))
+    row, at = hit.nonzero(as_tuple=True)
+    cost, _, forwards = surprises(
+        model, tokens.masked_fill(hit, model.mask_id), lengths, None, (row, at - back), tokens[row, at], positions
+    )
+    nats = cost.new_zeros(len(tokens)).index_add(0, row, cost * weight[row, at]).view(len(drawn), count).T
+    return Found(nats, forwards.view(len(drawn), count).sum(0), torch.zeros(count, dtype=torch.bool))
+
+
+def read_blocks(model: Denoiser, rows: Rows, size: int, draws: int) -> Found:
+    """The layouts of block and leader models: every noisy block sees the clean text before it."""
+    batch, leads = rows.batch, model.shifted or model.attention.leads
+    targets = batch.targets & ~leader.leading(batch, size - 1) if leads else batch.targets
+    parts = groups(batch.tokens.shape, size, batch.documents, batch.tokens.device)
+    drawn = masks.rounds(targets, parts, rows.starts, rows.seed, rows.keys, draws)
+    if separable(model, batch.tokens.shape[1]):
+        first = int(rows.starts.min()) // size * size
+        nats = list(map(Streams(model, batch, size, leads=leads, first=first).nats, drawn))
+    elif leads:
+        nats = [leader.nats(model, batch, each, size - 1) for each in drawn]
+    else:
+        nats = [block_diffusion.nats(model, batch, each, size) for each in drawn]
+    count = len(rows.tokens)
+    return Found(torch.stack(nats, 1), torch.full((count,), draws + 1.0), torch.zeros(count, dtype=torch.bool))
+
+
+def surprises(
+    model: Denoiser,
+    inputs: Tensor,
+    lengths: Tensor,
+    rule: Rule | None,
+    asked: tuple[Tensor, Tensor],
+    answers: Tensor,
+    positions: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(M,) nats of `answers` (M,) at `asked` rows and positions of `inputs` (R, L), whether each is the likeliest (M,),
+    and (R,) what each row took in forwards.
+
+    Rows that are equal are read once, whatever is asked of them: options that are hidden alike often are.
+    """
+    length = inputs.shape[1]
+    marked = torch.cat([inputs, lengths[:, None]], dim=1)
+    rows, where, shares = marked.unique(dim=0, return_inverse=True, return_counts=True)
+    flat, back = (where[asked[0]] * length + asked[1]).unique(return_inverse=True)
+    cost = torch.zeros(len(answers), device=inputs.device)
+    best = torch.zeros(len(answers), dtype=torch.bool, device=inputs.device)
+    per = max(1, positions // length)
+    for first in range(0, len(rows), per):
+        some, ends = rows[first : first + per, :-1], rows[first : first + per, -1]
+        low, high = torch.searchsorted(flat, torch.tensor([first, first + per], device=flat.device) * length).tolist()
+        padded = rule is None and bool((ends != length).any())
+        found = reading.logits(
+            model, some, Context(rule=rules.within(ends) if padded else rule), flat[low:high] - first * length
+        ).float()
+        here = ((back >= low) & (back < high)).nonzero()[:, 0]
+        which = back[here] - low
+        cost[here] = found.logsumexp(-1)[which] - found[which, answers[here]]
+        best[here] = found.argmax(-1)[which] == answers[here]
+    return cost, best, 1 / shares[where].double()
