@@ -154,6 +154,8 @@ def host(
         except Left:
             return 0
         finally:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_IGN)  # what is left takes seconds, and is not to be left half done
             if wanted.address is not None:
                 serve.delete(name)
 
