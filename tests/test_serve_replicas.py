@@ -26,7 +26,7 @@ class Replicated:
     """`unveil serve --ray` in a process of its own."""
 
     def __init__(self, place: Path):
-        self.ending = False  # was it told to end?
+        self.family: list[tuple[int, str]] = []  # every process, once it was told to end
         self.place, self.folder = place, checkpoint(place / "talker")
         self.config = place / "serve.toml"
         self.settle(port=0)
@@ -65,6 +65,13 @@ class Replicated:
             found |= {int(pid) for pid, parent, _ in rows if int(parent) in found}
         return [(int(pid), name) for pid, _, name in rows if int(pid) in found and int(pid) != self.process.pid]
 
+    def end(self) -> list[tuple[int, str]]:
+        """Tell it to end, once; every process that there was."""
+        if not self.family:
+            self.family = self.below()
+            self.process.terminate()
+        return self.family
+
     def called(self, part: str) -> list[int]:
         return [pid for pid, name in self.below() if part in name]
 
@@ -76,10 +83,8 @@ class Replicated:
 def server(tmp_path_factory):
     found = Replicated(tmp_path_factory.mktemp("r"))
     yield found
-    below = found.below()
+    below = found.end()
     assert len(below) > 5
-    if found.process.poll() is None and not found.ending:
-        found.process.terminate()
     try:
         assert found.process.wait(300) == 0, found.errors
         assert "Traceback" not in found.errors
@@ -270,7 +275,6 @@ def test_new_replicas_one_after_the_other(server, client):
 def test_what_waits_is_answered_before_the_end(server, client):
     stream = iter(complete(client, max_tokens=100, stream=True, **ENDLESS))
     next(stream)
-    server.process.terminate()
-    server.ending = True
+    server.end()
     last = list(stream)[-1]
     assert last.choices[0].finish_reason == "length"
