@@ -247,11 +247,11 @@ def busiest(server) -> int:
 
 
 def test_a_dead_replica_comes_back(server, client):
-    replicas = server.called("ray::ServeReplica")
+    replicas = server.called(":ServeReplica:")
     assert len(replicas) == 2
     with Crowd(client) as crowd:
         os.kill(replicas[0], signal.SIGKILL)
-        wait(lambda: len(set(server.called("ray::ServeReplica")) - set(replicas)) == 1)
+        wait(lambda: len(set(server.called(":ServeReplica:")) - set(replicas)) == 1)
         wait(lambda: metric(server, "unveil_replicas") == 2)
     assert len(crowd.failed) <= 2, crowd.failed
     assert metric(server, "unveil_up") == 2
