@@ -164,8 +164,10 @@ def test_the_tree_keeps_what_a_list_would_keep(grain):
         length = numbers.randint(0, 30)
         tokens = [numbers.randint(0, 1) for _ in range(length)]
         store, found = tree.begin(tokens, 40)
-        common = [next((i for i, (a, b) in enumerate(zip(tokens, t, strict=False)) if a != b), min(len(tokens), len(t)))
-                  for t in kept]
+        common = [
+            next((i for i, (a, b) in enumerate(zip(tokens, t, strict=False)) if a != b), min(len(tokens), len(t)))
+            for t in kept
+        ]
         assert found == max((same // grain * grain for same in common), default=0)
         if found:
             assert store.kept[0][0][0, 0, :found, 0].tolist() == tokens[:found]

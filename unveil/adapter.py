@@ -160,6 +160,13 @@ def read(folder: Path) -> Saved:
     return Saved(folder, config.get("base_model_name_or_path") or "", mark, told, scale, found)
 
 
+def changed(net: Transformer, family: Family, saved: Saved) -> set[int]:
+    """The ids of the parameters that merging an adapter changes; none for layers that the network lacks."""
+    pieces, ours = families.layout(family, net), dict(net.named_parameters())
+    found = [pieces.get(f"{name}.weight") or pieces.get(f"{family.prefix}{name}.weight") for name in saved.pairs]
+    return {id(ours[name]) for piece in found if piece is not None for name in piece.ours}
+
+
 @torch.no_grad()
 def merge(net: Transformer, family: Family, saved: Saved, mark: str, where: str) -> None:
     """Add an adapter to the weights of `net`, which came from `where` and have the fingerprint `mark`.

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,23 @@ def load(
     model.bos_id = bare(model).bos_id = text.start_id
     model.eos_id = bare(model).eos_id = text.eos_id
     return model, text
+
+
+def beside(model: Denoiser, path: str | os.PathLike[str], adapter: str | os.PathLike[str]) -> Denoiser:
+    """`model`, which came from `path`, with an adapter merged: a second model that shares all weights left as they are.
+
+    Raises ValueError, as `load_model` does, when the adapter is of another base.
+    """
+    folder, place = adapters.placed(path, adapter)
+    assert place is not None
+    saved = adapters.read(place)
+    with opened(folder) as tensors:
+        family = families.find(read_config(folder), tensors, str(path))
+        own = adapters.changed(bare(model), family, saved)
+        shared = {id(weights): weights for weights in (*model.parameters(), *model.buffers()) if id(weights) not in own}
+        found = deepcopy(model, shared)
+        adapters.merge(bare(found), family, saved, adapters.fingerprint(tensors), str(folder))
+    return found
 
 
 def fresh(config: Mapping[str, Any], *, seed: int = 0, raw: bool = False) -> Denoiser:

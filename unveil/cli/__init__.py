@@ -57,7 +57,11 @@ for command, examples in {
     write.fill: ["unveil fill 'def area(radius):[[24]]return result'", "unveil fill 'x = [[2-8]]\\n' --json"],
     chat.chat: ["unveil chat my-chat", "echo 'Who are you?' | unveil chat my-chat --temperature 0.7 --json"],
     replay.watch: ["unveil watch run.jsonl --speed 0.2", "unveil watch run.jsonl --json"],
-    serve.serve: ["unveil serve", "unveil serve my-dlm --port 0 --memory 4GB --api-keys keys.txt --json"],
+    serve.serve: [
+        "unveil serve",
+        "unveil serve my-dlm --port 0 --memory 4GB --api-keys keys.txt --json",
+        "unveil serve my-dlm --ray --replicas 2",
+    ],
     map.map_: [
         "unveil map my-chat --in prompts.jsonl --out answers --local",
         "unveil map my-chat --in prompts.jsonl --out answers --address head:6379 --actors 1-16 --device cuda",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
-import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +18,27 @@ from .say import Json, result
 if TYPE_CHECKING:
     from socket import socket
 
-    from ..codecs.text import Text
-    from ..serve.limits import Limits
     from ..serve.link import Link
+    from ..serve.setup import Setup
+
+
+def settled(context: typer.Context, path: str | None) -> str | None:
+    """Take a file's options as the defaults of this command."""
+    if path is None:
+        return None
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    known = [each.name for each in context.command.params if each.name and each.name not in ("config", "json", "help")]
+    defaults: dict[str, object] = {}
+    for name, value in found.items():
+        if (key := name.replace("-", "_")) not in known:
+            raise ValueError(f"{path}: no option called {name!r}; there are: {', '.join(known)}")
+        defaults[key] = [f"{inner}={of}" for inner, of in value.items()] if isinstance(value, dict) else value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
 
 Place = Annotated[str, typer.Argument(help="A folder, a hub id or an embedded model.")]
 Name = Annotated[str | None, typer.Option(help="What requests call it; default: as here, a folder by its last part.")]
@@ -49,6 +67,19 @@ Template = Annotated[str | None, typer.Option("--chat-template", help="A jinja f
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Show the page at /.")]
 Log = Annotated[str | None, typer.Option(help="A file for requests and events, as lines of JSON.")]
 Drain = Annotated[float, typer.Option(help="Seconds to finish what runs after SIGTERM or Ctrl-C.")]
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapter", help="NAME=FOLDER, a LoRA adapter served as NAME; may be repeated.")
+]
+Ray = Annotated[bool, typer.Option("--ray", help="Run replicas by Ray Serve; again at the same port: replace them.")]
+Replicas = Annotated[str, typer.Option(help="With --ray: how many, such as 2, or 1-4 as load asks for.")]
+Busy = Annotated[int, typer.Option(help="With --ray: requests in flight that make one replica busy.")]
+Address = Annotated[str | None, typer.Option(help="With --ray: HOST:PORT of a cluster; default: Ray is started here.")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        callback=settled, is_eager=True, help="A TOML file of these options; the command line goes before it."
+    ),
+]
 
 ENVIRONMENT = "UNVEIL_API_KEYS"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -80,6 +111,12 @@ def serve(
     page: Page = True,
     log: Log = None,
     drain: Drain = 30,
+    adapter: Adapters = None,
+    ray: Ray = False,
+    replicas: Replicas = "1",
+    busy: Busy = 16,
+    ray_address: Address = None,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Serve a model to OpenAI clients and to browsers, on this machine alone unless --host says otherwise."""
@@ -88,10 +125,18 @@ def serve(
 
     if not all(find_spec(each) for each in ("fastapi", "uvicorn", "httptools", "prometheus_client", "llguidance")):
         raise ValueError("unveil serve needs what its extra brings: pip install 'unveil[serve]'")
+    if ray and not find_spec("ray"):
+        raise ValueError("unveil serve --ray needs what its extra brings: pip install 'unveil[serve,ray]'")
     from ..serve.limits import Limits
 
     counts = {"--block": block, "--steps": steps, "--queue": queue, "--threads": threads, "--max-tokens": max_tokens}
-    counts |= {"--max-prompt": max_prompt, "--max-n": max_n, "--max-rows": max_rows, "--timeout": timeout}
+    counts |= {
+        "--max-prompt": max_prompt,
+        "--max-n": max_n,
+        "--max-rows": max_rows,
+        "--timeout": timeout,
+        "--busy": busy,
+    }
     for option, value in counts.items():
         if value is not None and not value > 0:
             raise ValueError(f"{option} is {value}; expected more than 0")
@@ -122,20 +167,35 @@ def serve(
     from ..serve import app, listen
     from ..serve.journal import Journal, say
     from ..serve.link import Lost
+    from ..serve.setup import Setup
 
+    folder, adapters = Path(model).is_dir(), tuple(map(named, adapter or []))
+    if len(dict(adapters)) < len(adapters):
+        raise ValueError("two adapters have one name; expected a name of its own for each --adapter")
+    setup = Setup(
+        model=str(Path(model).resolve()) if folder else model_place(model),
+        name=name or (Path(model).resolve().name if folder else model),
+        limits=limits,
+        adapters=adapters,
+        device=device,
+        dtype=dtype,
+        memory=room,
+        threads=threads,
+        log=None if log is None else str(Path(log).resolve()),
+    )
+    if ray:
+        raise typer.Exit(replicated(setup, count(replicas), busy, ray_address, host, port, drain, json))
     sock = listen.bind(host, port)
     journal = Journal()
     try:
         if not limits.keys and not listen.inward(sock):
             say(f"whoever reaches {host} may use this server: it has no keys (see --api-keys)")
-        text = reading(model, limits)
+        text = setup.text()
         journal = Journal(None if log is None else Path(log))
-        called = name or (Path(model).resolve().name if Path(model).is_dir() else model)
-        options = {"name": called, "device": device, "dtype": dtype, "memory": room, "threads": threads}
         create = partial(app.create, text=text, limits=limits, journal=journal)
         announce = partial(address, sock, json)
         status = listen.run(
-            listen.serve(engine(model, options), limits, create, sock, announce, drain=drain, journal=journal)
+            listen.serve(setup.command(), limits, create, sock, announce, drain=drain, journal=journal)
         )
     except Lost as error:
         say(str(error))
@@ -189,28 +249,64 @@ def known(kind: str, given: str | None) -> None:
         raise ValueError(f"no {kind[:-1]} called {name!r}; there are: {', '.join(there)}")
 
 
-def reading(model: str, limits: Limits) -> Text:
-    """The model's tokenizer with the chat template that conversations are put into."""
-    from ..codecs.text import Text
-    from ..folder import locate
-
-    text = Text.load(locate(model_place(model)))
-    if limits.template is not None:
-        text.template = limits.template
-        text.chat_text([{"role": "user", "content": "Good morning."}])
-    return text
+def named(given: str) -> tuple[str, str]:
+    """An adapter's name and its folder."""
+    name, equals, folder = given.partition("=")
+    if not (equals and name.strip() and folder.strip()):
+        raise ValueError(f"--adapter is {given!r}; expected NAME=FOLDER")
+    return name.strip(), str(Path(folder.strip()).resolve())
 
 
-def engine(model: str, options: dict[str, str | int | None]) -> list[str]:
-    """What starts the engine's process, which finds modules where this one does."""
-    here = "" in sys.path or os.getcwd() in sys.path
-    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    return [sys.executable, *([] if here else ["-P"]), "-m", "unveil.serve.worker", *given, "--", model]
+def count(given: str) -> tuple[int, int]:
+    """How many replicas there are at least and at most."""
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", given.strip())
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise ValueError(f"--replicas is {given!r}; expected a number such as 2, or a range such as 1-4")
+    return least, most
+
+
+def replicated(
+    setup: Setup, numbers: tuple[int, int], busy: int, place: str | None, host: str, port: int, drain: float, json: bool
+) -> int:
+    """Serve by replicas, or replace those that run behind this port already; the exit status."""
+    from dataclasses import replace
+    from functools import partial
+
+    from ..serve import listen
+    from ..serve.journal import Journal, say
+    from ..serve.replicas import cluster
+
+    threads = setup.threads or max((os.cpu_count() or 1) // numbers[1], 1)
+    setup = replace(setup, threads=threads)
+    gpus = int(setup.device.startswith("cuda"))
+    wanted = cluster.Wanted(*numbers, busy=busy, cpus=threads, gpus=gpus, address=place)
+    setup.text()  # before anything is touched
+    if port and (found := cluster.running(port)):
+        say(f"replacing the replicas behind port {port}, one after the other")
+        cluster.update(found, setup, wanted, drain)
+        about = {"model": setup.name, "port": port, "pid": found.pid, "replaced": True}
+        result(about, json, [f"the replicas behind port {port} serve {setup.name} as it is asked for now"])
+        return 0
+    sock = listen.bind(host, port)
+    try:
+        if not setup.limits.keys and not listen.inward(sock):
+            say(f"whoever reaches {host} may use this server: it has no keys (see --api-keys)")
+        journal = Journal(None if setup.log is None else Path(setup.log))
+        announce = partial(told, sock, setup.name, json)
+        return cluster.host(setup, wanted, sock, announce, drain=drain, journal=journal)
+    finally:
+        sock.close()
 
 
 def address(sock: socket, json: bool, link: Link) -> None:
     """Tell where the server is, once requests can be taken."""
+    told(sock, link.ready.name, json)
+
+
+def told(sock: socket, model: str, json: bool) -> None:
+    """Tell where a model is served."""
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    found = {"model": link.ready.name, "url": url, "host": host, "port": port, "pid": os.getpid()}
-    result(found, json, [f"serving {link.ready.name} at {url}, for OpenAI clients at {url}/v1"])
+    found = {"model": model, "url": url, "host": host, "port": port, "pid": os.getpid()}
+    result(found, json, [f"serving {model} at {url}, for OpenAI clients at {url}/v1"])

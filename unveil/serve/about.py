@@ -12,14 +12,15 @@ from .link import Link
 from .plan import Service
 
 
-def entry(service: Service, created: int) -> dict[str, Any]:
-    """The served model, as /v1/models lists it."""
+def entry(service: Service, created: int, name: str) -> dict[str, Any]:
+    """The served model or one of its adapters, as /v1/models lists it."""
     ready, limits, kinds = service.link.ready, service.limits, service.choices
     return {
-        "id": ready.name,
+        "id": name,
         "object": "model",
         "created": created,
         "owned_by": "unveil",
+        **({"parent": ready.name} if name in ready.adapters else {}),
         "unveil": {
             "attention": ready.attention,
             "block": ready.block,
@@ -72,7 +73,7 @@ def document(app: FastAPI, service: Service) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     known, limits = found["components"]["schemas"], service.limits
     rules: dict[str, dict[str, Any]] = {
-        "model": {"enum": [service.link.ready.name]},
+        "model": {"enum": service.names},
         "max_tokens": {"maximum": limits.max_tokens},
         "max_completion_tokens": {"maximum": limits.max_tokens},
         "n": {"maximum": limits.max_n},

@@ -19,12 +19,12 @@ from .about import document, entry, state
 from .body import careful
 from .chat import converse
 from .completions import complete
-from .errors import Problem, answer_errors
+from .errors import answer_errors
 from .guard import Keyed, Sealed
 from .journal import Journal
 from .limits import Limits
 from .link import Link
-from .plan import Service
+from .plan import Service, unknown
 
 PAGE = Path(__file__).parent / "page"
 EVENTS = {"text/event-stream": {"schema": {"description": "with stream: data lines of JSON, then [DONE]"}}}
@@ -74,16 +74,15 @@ def create(link: Link, text: Text, limits: Limits, journal: Journal | None = Non
 
     @routes.get("/v1/models", response_model=schema.Models, responses=ERRORS)
     async def models() -> Response:
-        """The served model and what it can do."""
-        return JSONResponse({"object": "list", "data": [entry(service, created)]})
+        """The served model and its adapters, and what they can do."""
+        return JSONResponse({"object": "list", "data": [entry(service, created, name) for name in service.names]})
 
     @routes.get("/v1/models/{model:path}", response_model=schema.ModelEntry, responses={**ERRORS, 404: ANSWERS[404]})
     async def one(model: str) -> Response:
         """A model by its name."""
-        if model != link.ready.name:
-            message = f"there is no model {model[:100]!r} here; there is {link.ready.name!r}"
-            raise Problem(404, message, "model", "model_not_found")
-        return JSONResponse(entry(service, created))
+        if model not in service.names:
+            raise unknown(service, model, "model")
+        return JSONResponse(entry(service, created, model))
 
     @routes.get("/health", response_model=schema.Health, responses={503: {"model": schema.Health}})
     async def health() -> Response:

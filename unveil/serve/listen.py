@@ -11,10 +11,11 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .journal import Journal, say
@@ -153,35 +154,59 @@ async def serve(
     when the first can be taken. The first SIGTERM or SIGINT lets what runs finish for `drain` seconds, the second
     stops at once. ValueError where the engine refuses its model or the defaults for requests, Lost where it dies.
     """
-    widen()
-    loop, asked, again = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, lambda: (again if asked.is_set() else asked).set())
+    asked, again = signals()
     link = Link(command, queue=limits.queue, journal=journal)
     try:
         if not await unless(begin(link, limits), asked):
             return 0
-        config = uvicorn.Config(
-            create(link),
-            http=Patient,
-            lifespan="off",
-            ws="none",
-            loop="asyncio",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEPT,
-        )
-        server = Server(config, lambda: announce(link))
-        return await attend(link, server, sock, asked, again, drain, journal)
+        return await attend(link, http(create(link), lambda: announce(link)), sock, asked, again, drain, journal)
     finally:
         await link.stop()
 
 
+def signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """What comes true with the first SIGTERM or SIGINT, and with the second. Also makes room for connections."""
+    widen()
+    loop, asked, again = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, lambda: (again if asked.is_set() else asked).set())
+    return asked, again
+
+
+def http(app: ASGIApp, announce: Callable[[], None]) -> Server:
+    """A server of an application. Protocol and loop are named: uvicorn would take others where they are installed."""
+    config = uvicorn.Config(
+        app,
+        http=Patient,
+        lifespan="off",
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEPT,
+    )
+    return Server(config, announce)
+
+
+class Answering(Protocol):
+    """What answers behind HTTP: one engine, or several."""
+
+    lost: asyncio.Future[str]  # the reason, once there is no hope left
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    async def drain(self, seconds: float) -> bool: ...
+
+
 async def attend(
-    link: Link,
+    link: Answering,
     server: Server,
     sock: socket.socket,
     asked: asyncio.Event,
@@ -189,7 +214,7 @@ async def attend(
     drain: float,
     journal: Journal,
 ) -> int:
-    """Run HTTP until somebody asks for the end or the engine cannot be started any more; the exit status."""
+    """Run HTTP until somebody asks for the end or nothing can answer any more; the exit status."""
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     over = ending = asyncio.create_task(asked.wait())
     await asyncio.wait([serving, over, link.lost], return_when=asyncio.FIRST_COMPLETED)

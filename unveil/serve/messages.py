@@ -34,6 +34,7 @@ class Submit:
     full: bool = False  # look both ways (infilling with a leader model)
     top: int = 0  # likeliest tokens told of each committed position
     ends: bool = True  # a row is done once everything before its first end-of-text token is final
+    adapter: str | None = None  # None: the model as it is
     schema: dict[str, Any] | None = None  # JSON schema that what is written into the row's only blank must follow
 
 
@@ -69,6 +70,7 @@ class Ready:
     device: str
     dtype: str
     memory: int  # bytes for keys and values of requests, all together
+    adapters: list[str] = field(default_factory=list)  # names that requests may ask for instead of the model's
 
 
 @dataclass(frozen=True)

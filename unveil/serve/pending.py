@@ -17,6 +17,8 @@ from .link import Behind, Full, Lost, Stream
 from .messages import Admitted, Done, Event, Step
 from .plan import Plan, Service
 
+BEGUN = "X-Unveil-Begun"  # the header of an error that came when an engine was at it already
+
 
 class Pending:
     """One request and its answers. `open` it, read `events` to the end, and `close` it in any case."""
@@ -39,7 +41,7 @@ class Pending:
 
     @property
     def model(self) -> str:
-        return self.service.link.ready.name
+        return self.plan.order.adapter or self.service.link.ready.name
 
     async def open(self) -> None:
         """Ask the engine and wait until it takes the request. Problem where it does not."""
@@ -114,7 +116,8 @@ class Pending:
         """There is no engine to answer."""
         link = self.service.link
         reason = "the server is shutting down" if link.closing else "the engine stopped and is being started again"
-        return Problem(503, reason, code="engine_unavailable", headers={"Retry-After": "2"})
+        begun = {BEGUN: "true"} if self.reused else {}
+        return Problem(503, reason, code="engine_unavailable", headers={"Retry-After": "2", **begun})
 
     def failed(self, event: Done) -> Problem:
         """The engine gave up on a row."""

@@ -51,6 +51,11 @@ class Service:
         return await asyncio.to_thread(work) if characters > QUICK else work()
 
     @property
+    def names(self) -> list[str]:
+        """What requests may ask for: the model and its adapters."""
+        return [self.link.ready.name, *self.link.ready.adapters]
+
+    @property
     def length(self) -> int:
         """Tokens to write where a request does not say."""
         return min(LENGTH, self.limits.max_tokens)
@@ -238,12 +243,17 @@ def too_long(what: str, param: str, room: int | None = None) -> Problem:
 # What is allowed, and what goes together
 
 
+def unknown(service: Service, model: str, param: str | None = None) -> Problem:
+    """A model that is not served."""
+    there = ", ".join(map(repr, service.names))
+    return Problem(404, f"there is no model {model[:100]!r} here; there is {there}", param, "model_not_found")
+
+
 def suited(service: Service, asked: schema.Asked, infill: bool) -> None:
     """Refuse what this model cannot do."""
     ready = service.link.ready
-    if asked.model is not None and asked.model != ready.name:
-        message = f"there is no model {asked.model[:100]!r} here; there is {ready.name!r}"
-        raise Problem(404, message, "model", "model_not_found")
+    if asked.model is not None and asked.model not in service.names:
+        raise unknown(service, asked.model, "model")
     if asked.full and ready.attention == "block":
         raise wrong("full is for leader models, and this one looks in blocks", "full")
     if infill and ready.attention == "block":
@@ -307,6 +317,7 @@ async def planned(
         block=asked.block or usual[1],
         steps=asked.steps or limits.steps,
         guide=safe(service, "guides", asked.guide),
+        adapter=asked.model if asked.model in service.link.ready.adapters else None,
         full=full,
         top=tops,
         ends=places[0].ends is not None,

@@ -11,12 +11,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from .. import hub
 from .engine import Engine
 from .messages import Cancel, Drained, Event, Order, Refusal, Submit, line, read
+from .several import Several
 
 log = logging.getLogger("unveil.worker")
 TIDY = 5.0  # seconds between two returns of unused memory to the system
@@ -69,7 +71,7 @@ class Heap:
             self.last = time.monotonic()
 
 
-def work(engine: Engine, orders: Orders, pipe: int) -> None:
+def work(engine: Engine | Several, orders: Orders, pipe: int) -> None:
     """Do what orders say until they end, or until everything is finished where they say Drain."""
     draining, heap = False, Heap()
     while not orders.ended:
@@ -88,7 +90,7 @@ def work(engine: Engine, orders: Orders, pipe: int) -> None:
             return
 
 
-def begin(words: argparse.Namespace) -> Engine:
+def begin(words: argparse.Namespace) -> Engine | Several:
     """The engine with its model. ValueError or OSError in one sentence where it cannot be."""
     if words.threads:
         torch.set_num_threads(words.threads)
@@ -98,11 +100,20 @@ def begin(words: argparse.Namespace) -> Engine:
         raise ValueError(f"the device {words.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     try:
         model, text = hub.load(words.model, dtype=words.dtype, device=words.device)
+        beside = {name: hub.beside(model, words.model, folder) for name, folder in words.adapter}
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{words.model} does not fit into the memory of {words.device}") from error
     threads = torch.get_num_threads() if words.threads is None and words.device == "cpu" else None
-    name = words.name or words.model
-    return Engine(model.eval(), name=name, start_id=text.start_id, memory=words.memory, text=text, threads=threads)
+    shared = {"start_id": text.start_id, "memory": words.memory, "text": text, "threads": threads}
+    engine = partial(Engine, name=words.name or words.model, **shared)
+    base = engine(model.eval())
+    return Several(base, {name: engine(each.eval()) for name, each in beside.items()}) if beside else base
+
+
+def pair(given: str) -> tuple[str, str]:
+    """NAME=FOLDER."""
+    name, _, folder = given.partition("=")
+    return name, folder
 
 
 def arguments() -> argparse.Namespace:
@@ -113,11 +124,8 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--device", default="cpu")
     found.add_argument("--dtype", help="default: float32 on a CPU, else the checkpoint's own")
     found.add_argument("--memory", type=int, help="bytes for keys and values of requests")
-    found.add_argument(
-        "--threads",
-        type=int,
-        help="of the processor; default: as rounds are worth",
-    )
+    found.add_argument("--adapter", type=pair, action="append", default=[], help="NAME=FOLDER; may be repeated")
+    found.add_argument("--threads", type=int, help="of the processor; default: as rounds are worth")
     return found.parse_args()
 
 
