@@ -179,7 +179,7 @@ def test_an_answer_shorter_than_the_block_is_written_and_ended(place, tmp_path, 
     rows = [{"prompt": f"add {i} and {i}", "response": " ok"} for i in range(24)]
     (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"vocab": 260, "width": 32, "layers": 2, "heads": 2}
-    limits = {"steps": 80, "rows": 8, "length": 40, "lr": 1e-2, "ema": 0.0, "save_every": 0, "dtype": "float32"}
+    limits = {"steps": 150, "rows": 8, "length": 40, "lr": 1e-2, "ema": 0.0, "save_every": 0, "dtype": "float32"}
     made = start(Recipe(**sizes, **limits, data=(str(tmp_path / "short.jsonl"),), chat=True, objective=goal))
     train(made.model, made.objective, made.corpus.train, made.recipe, out=tmp_path / "out", console=Console(quiet=True))
     exam = Exam.of_rows(made.model, made.text, made.corpus.held_out, 40, 3)
