@@ -282,3 +282,14 @@ def test_a_finding_says_how_much_of_it_holds(script):
     assert findings.Finding("c", 1, {"a": down, "b": none}).verdict == "does not hold: 0 of 2, 1 of them reversed"
     assert findings.Finding("c", 0, {"a": none}).verdict == "holds"
     assert findings.Finding("c", 0, {"a": up, "b": none}).verdict == "holds in part: 1 of 2"
+
+
+def test_training_parts(script, tmp_path):
+    words = "--rows 1 --heads 1 --head-size 4 --length 10 --tokens 4 --vocab 7 --repeats 1 --results"
+    script("training_parts").main([*words.split(), str(tmp_path)])
+    parts = results(tmp_path, "training_parts")["parts"]
+    assert [one["part"] for one in parts[:4]] == [f"attention, {n}" for n in ("next token", "full", "leader")] + [
+        "loss, 7 tokens"
+    ]
+    assert {one["dtype"] for one in parts} == {"float32", "bfloat16"}
+    assert all(one["ratio"] > 0 for one in parts)

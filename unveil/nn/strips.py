@@ -1,7 +1,7 @@
 """Attention for training on a CPU: matrix products over strips of queries, without the keys that nobody may see.
 
 PyTorch's CPU kernel computes every pair of a mask, and its backward pass is slow in bfloat16. Training on
-[noisy | clean] copies allows about a quarter of all pairs.
+[noisy | clean] copies allows about a quarter of all pairs. Without a mask and in float32 that kernel is used.
 
 Shapes: B rows, H heads, G key-value heads, W queries, K keys, D head size, S queries of a strip, J keys it looks at,
 N = B H.
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..context import dense
 
 
 class Strip(NamedTuple):
@@ -90,6 +92,9 @@ class Strips:
         self.plan: list[Strip] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
+        low = torch.is_autocast_enabled("cpu") or q.dtype == torch.bfloat16
+        if mask is None and not low:  # PyTorch's kernel is the faster one (benchmarks/training_parts.py)
+            return dense(q, k, v, mask, causal, layer)
         asked = q.shape[2], k.shape[2], causal
         if mask is not self.mask or asked != self.asked:
             self.mask, self.asked, self.plan = mask, asked, list(planned(written(asked, mask), self.size))
