@@ -77,6 +77,7 @@ def passes(
                 each.settle(canvas)
             yield None
             canvas.latest = None
+            del logits, seen  # before the next pass makes as many
 
 
 def counted(asking: Asking, canvas: Canvas) -> Generator[Ask, Tensor | None, Tensor]:

@@ -26,6 +26,8 @@ class Decoder(ABC):
     settles: ClassVar[bool] = False  # does it commit what stands still, so that each prediction must be made anew?
     guide: ClassVar[str] = ""  # the spec of a guide it cannot do without
     vectors: ClassVar[int] = 0  # float32 vectors over the vocabulary that it keeps for each position to write
+    copies: ClassVar[int] = 0  # tensors of the size of a pass's logits that a step makes of them
+    asides: ClassVar[int] = 0  # float32 vectors over the vocabulary that a step makes for each row
 
     temperature: float = field(default=0.0, kw_only=True)  # 0: the likeliest token
     top_p: float = field(default=1.0, kw_only=True)  # share of probability that draws are made from

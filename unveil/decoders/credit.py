@@ -22,6 +22,7 @@ class Credit(Decoder):
     """
 
     vectors = 1
+    copies = 1
 
     tau: float = 0.9
     alpha: float = 0.7

@@ -101,6 +101,10 @@ class Prophet(Decoder):
         return self.base.vectors
 
     @property
+    def copies(self) -> int:
+        return self.base.copies + 1
+
+    @property
     def lingers(self) -> bool:
         return self.base.lingers
 

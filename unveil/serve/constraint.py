@@ -33,6 +33,8 @@ class Constrained(Decoder):
     the blanks give is cut: a prefix of a valid one.
     """
 
+    asides = 4
+
     inner: Decoder
     text: Text = field(repr=False)
     schema: Mapping[str, Any]
@@ -53,6 +55,10 @@ class Constrained(Decoder):
     @property
     def vectors(self) -> int:
         return self.inner.vectors
+
+    @property
+    def copies(self) -> int:
+        return self.inner.copies
 
     def meet(self, model: Denoiser) -> None:
         self.inner.meet(model)

@@ -60,16 +60,18 @@ def demand(
 ) -> int:
     """Bytes that a row of `length` positions takes at most, `extent` of them from its first blank on.
 
-    Keys and values, logits of one pass, and what the decoder remembers of distributions. What layers make and let go
-    within a pass is not counted.
+    Keys and values, logits of one pass and what the decoder makes of them, and what it remembers of distributions.
+    What layers make and let go within a pass, and statistics, which are taken a few positions at a time, are not
+    counted.
     """
     looks = 1 + sum(each.looks for each in guides)
     kept = 0 if isinstance(cache, Recompute) else network.keys
     kept += network.width if isinstance(cache, Features) else 0
     here = blanks if block is None or decoder.ahead or decoder.reaches else min(block, blanks)
     read = here * (2 if decoder.afresh else 1)  # a second prediction verifies what is written
-    remembered = decoder.vectors * extent * network.vocab * 4
-    return room(length) * network.layers * kept * network.item * looks + read * network.vocab * 4 * looks + remembered
+    widest = extent if block is None else max(extent, min(block, length))  # a block may begin before the first blank
+    vectors = read * (looks + decoder.copies) + decoder.vectors * widest + decoder.asides
+    return room(length) * network.layers * kept * network.item * looks + vectors * network.vocab * 4
 
 
 def spare(device: torch.device) -> int:
