@@ -31,9 +31,12 @@ from unveil.train.several import joined
 
 
 def launched(processes: int, work: Callable[..., Any], *given: Any, restarts: int = 0, job: str = "test") -> list[Any]:
-    """What `work(*given)` returned in each process. They are forked from one server, which imports torch once."""
+    """What `work(*given)` returned in each process.
+
+    They are forked from one server, which imports torch once, and peft where it is there, since that takes seconds.
+    """
     multiprocessing.set_forkserver_preload(
-        ["torch.distributed.launcher.api", "unveil.train.several", "unveil.train.loop"]
+        ["torch.distributed.launcher.api", "unveil.train.several", "unveil.train.loop", "peft"]
     )
     config = LaunchConfig(
         min_nodes=1,

@@ -36,7 +36,7 @@ def test_an_actor_and_then_the_driver_are_killed(tmp_path, monkeypatch):
     """The benchmark's study on few rows: nothing is lost, twice there or left behind, and files are byte for byte."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     study = importlib.import_module("map")
-    words = ["--rows", "120", "--bad", "2", "--length", "24", "--shard", "4", "--patience", "200"]
+    words = ["--rows", "120", "--bad", "2", "--length", "24", "--shard", "4", "--actors", "1", "--patience", "200"]
     study.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
     found = json.loads((tmp_path / "map.json").read_text())
     assert (found["every_id_once"], found["equal"]) == (True, True)

@@ -253,6 +253,7 @@ def test_what_ray_serve_is_told():
     fixed = cluster.planned(cluster.Wanted(2, 2, busy=3), queue=9, drain=4)
     assert (fixed.num_replicas, fixed.max_ongoing_requests, fixed.max_queued_requests) == (2, 6, 9)
     assert fixed.ray_actor_options["num_cpus"] == 0, "in a Ray of our own nothing is counted"
+    assert fixed._deployment_config.max_surge_percent == 1, "one more, up to a hundred: Ray Serve rounds up"
     moving = cluster.planned(cluster.Wanted(1, 4, busy=3, cpus=2, gpus=1, address="a:1"), queue=9, drain=4)
     scale = moving._deployment_config.autoscaling_config
     assert (scale.min_replicas, scale.max_replicas, scale.target_ongoing_requests) == (1, 4, 3)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -187,7 +188,7 @@ def test_a_client_that_goes_away_frees_its_slot(server, client):
 class Crowd:
     """Clients that ask one after the other, with and without streams, until they are told to stop."""
 
-    def __init__(self, client, size: int = 4):
+    def __init__(self, client, size: int = 2):
         self.client, self.over, self.failed, self.answered = client, threading.Event(), [], 0
         self.threads = [threading.Thread(target=self.ask, args=[number]) for number in range(size)]
 
@@ -218,32 +219,26 @@ class Crowd:
 
 
 def test_a_dead_engine_costs_what_was_streaming_and_nothing_else(server, client):
-    deaths = server.events().count("died")
-    with Crowd(client) as crowd:
-        stream = iter(complete(client, max_tokens=480, stream=True, **ENDLESS))
-        next(stream)
-        os.kill(busiest(server), signal.SIGKILL)
+    """Two requests that begin alike are on one engine: the stream breaks off, the other is answered elsewhere."""
+    before = {pid: ticks(pid) for pid in server.called("unveil.serve.worker")}
+    stream = iter(complete(client, max_tokens=480, stream=True, **ENDLESS))
+    next(stream)
+    with ThreadPoolExecutor() as threads:
+        whole = threads.submit(complete, client, max_tokens=480, **ENDLESS)
+        wait(lambda: any(ticks(pid) > spent + 5 for pid, spent in before.items()))
+        os.kill(max(before, key=lambda pid: ticks(pid) - before[pid]), signal.SIGKILL)
         with pytest.raises(openai.APIError, match="engine"):
             list(stream)
-        wait(lambda: server.events().count("died") == deaths + 1)
-        wait(lambda: len(server.called("unveil.serve.worker")) == 2)
-    assert len(crowd.failed) <= 2, crowd.failed  # streams that had begun
-    assert crowd.answered > 8
+        assert whole.result().usage.completion_tokens == 480
+    wait(lambda: server.events().count("died") == 1)
+    wait(lambda: server.events().count("ready") == 3)
+    assert len(server.called("unveil.serve.worker")) == 2
 
 
-def busiest(server) -> int:
-    """The engine that has worked most lately."""
-
-    def spent() -> dict[int, int]:
-        found = {}
-        for pid in server.called("unveil.serve.worker"):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            found[pid] = int(fields[11]) + int(fields[12])
-        return found
-
-    before = spent()
-    time.sleep(0.5)
-    return max(before, key=lambda pid: spent().get(pid, 0) - before[pid])
+def ticks(pid: int) -> int:
+    """Of processor time, that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_a_dead_replica_comes_back(server, client):
@@ -253,7 +248,7 @@ def test_a_dead_replica_comes_back(server, client):
         os.kill(replicas[0], signal.SIGKILL)
         wait(lambda: len(set(server.called(":ServeReplica:")) - set(replicas)) == 1)
         wait(lambda: metric(server, "unveil_replicas") == 2)
-    assert len(crowd.failed) <= 2, crowd.failed
+    assert len(crowd.failed) <= 1, crowd.failed  # the stream that had begun
     assert metric(server, "unveil_up") == 2
 
 
@@ -262,7 +257,7 @@ def test_new_replicas_one_after_the_other(server, client):
     with pytest.raises(openai.BadRequestError, match="the most here is 500"):
         complete(client, max_tokens=501)
     server.settle(port=server.port, max_tokens=700)
-    with Crowd(client, 2) as crowd:
+    with Crowd(client) as crowd:
         done = subprocess.run(server.command, cwd=TOP, env=server.env, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["replaced"]

@@ -69,7 +69,10 @@ def test_the_numbers_are_those_of_one_process(place, tmp_path, kind):
             close(history, expected)
         weights = [hub.load_model(tmp_path / name).parameters() for name in ("one", mode)]
         for one, other in zip(*weights, strict=True):
+            # Adam divides a gradient by its own size. A weight whose gradient is little but rounding, as one of these
+            # has with preferences (4e-5 apart where all others are within 1e-5), may be pushed differently.
             torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+            assert ((one - other).abs() > 1e-4).sum() <= 1
         names = [{path.name for path in (tmp_path / name).iterdir()} - {".job"} for name in ("one", mode)]
         assert names[0] == names[1]
 

@@ -107,7 +107,7 @@ def planned(wanted: Wanted, queue: int, drain: float) -> serve.Deployment:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
         max_constructor_retry_count=2,
-        max_surge_percent=100,  # a new one is there before an old one goes
+        max_surge_percent=1,  # rounded up: one new one at a time, which is there before an old one goes
         rolling_update_percentage=0.01,  # one at a time
         logging_config=SETTLED,
     )
