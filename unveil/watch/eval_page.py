@@ -9,7 +9,7 @@ from html import escape
 from ..evaluate.intervals import Interval
 from ..evaluate.suite import Result
 from ..evaluate.versus import Line, at_chance
-from .report import STYLE
+from .report import document
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 30, 34, 20
 MORE = """
@@ -121,16 +121,14 @@ def page(found: Evaluation) -> str:
         for i, name in enumerate(filter(None, (found.model, found.other)))
     )
     plot = f'<figure>{svg(found)}</figure><p class="legend">{keys} Bars: 95 % intervals. Dashed: chance.</p>'
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Evaluation of {escape(found.model)}</title><style>{STYLE}{MORE}</style></head><body>"
+    body = (
         f"<h1>Evaluation of {escape(found.model)}</h1><p><b>{escape(found.sentence)}</b></p>{plot}"
         f'<div class="table"><table><tr>{head}</tr>{rows}</table></div><p class="lead">{escape(NOTES[0])}</p>'
         f"<h2>What it took</h2>{table(COSTS, costs(found))}<p class='lead'>{escape(NOTES[1])}</p>"
         f"<h2>How it was measured</h2>{table([], [[n, str(v)] for n, v in found.facts.items()])}"
-        f"<pre>{escape(found.command)}</pre></body></html>\n"
+        f"<pre>{escape(found.command)}</pre>"
     )
+    return document(f"Evaluation of {found.model}", body, MORE)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from html import escape
 
 from ..evaluate.quality import Point, Quality
 from .curves import Chart, legend, svg
-from .report import STYLE
+from .report import document
 
 SHOWN = 2  # texts of each point
 FIGURES = {
@@ -36,10 +36,8 @@ def page(found: Quality, facts: Mapping[str, object]) -> str:
         for name, value in facts.items()
         if value is not None
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Quality</title><style>{STYLE}{MORE}</style></head><body><h1>What the model writes</h1>"
+    body = (
+        "<h1>What the model writes</h1>"
         '<p class="lead">A perplexity says nothing without the entropy beside it: sharper drawing lowers both. Compare '
         "perplexities at one entropy, such as that of real text.</p>"
         f'<div class="plots">{plots}</div><h2>At the entropy of real text</h2>{matched(found)}'
@@ -48,8 +46,9 @@ def page(found: Quality, facts: Mapping[str, object]) -> str:
         "of MAUVE over embeddings that are fitted here, not MAUVE itself; for its intervals real text and clusters are "
         "held as they are.</p>"
         f'<h2>How it was measured</h2><div class="table"><table>{said}</table></div>'
-        f"<h2>Some of the texts</h2>{samples(found)}</body></html>\n"
+        f"<h2>Some of the texts</h2>{samples(found)}"
     )
+    return document("Quality", body, MORE)
 
 
 def charts(found: Quality) -> list[Chart]:

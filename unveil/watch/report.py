@@ -72,6 +72,15 @@ def marked(frame: Frame, painter: Painter, text: Text, row: int = 0) -> str:
     return "".join(parts)
 
 
+def document(title: str, body: str, style: str = "") -> str:
+    """A whole HTML document that needs nothing else: `body` is markup, `style` CSS beside STYLE."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
+    )
+
+
 def page(report: Report) -> str:
     """The report as one HTML document that needs nothing else."""
     row = "<tr>{}</tr>".format
@@ -86,12 +95,10 @@ def page(report: Report) -> str:
     filled = f"<h2>Filled in</h2><p class='lead'>Underlined: written by the model.</p>{samples}" if samples else ""
     shell = "".join(f"<pre>{escape(line)}</pre>" for line in report.commands)
     after = f"<h2>Try next</h2>{shell}" if shell else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head><body>"
+    return document(
+        report.title,
         f'<h1>{escape(report.title)}</h1><p class="lead">{escape(report.lead)}</p>'
-        f"<table>{head}{rows}</table>{charts}{filled}{after}</body></html>\n"
+        f"<table>{head}{rows}</table>{charts}{filled}{after}",
     )
 
 

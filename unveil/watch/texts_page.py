@@ -8,7 +8,7 @@ from html import escape
 
 from ..evaluate.texts.compare import Compared, Described, title
 from ..evaluate.texts.resampling import Difference, Estimate
-from .report import STYLE
+from .report import document
 
 WIDTH, ROW, LABEL = 760, 22, 250
 REACH = 2.0  # effects beyond are drawn at the edge
@@ -28,16 +28,15 @@ def page(one: Described, compared: Compared | None, facts: Mapping[str, object])
         for key, value in facts.items()
         if value is not None
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Texts</title><style>{STYLE}{MORE}</style></head><body><h1>{escape(name)}</h1>"
+    body = (
+        f"<h1>{escape(name)}</h1>"
         f"{verdicts(compared) if compared else ''}"
         f"<h2>All figures</h2>{table(one, compared)}"
         '<p class="lead">Intervals are 95 %, by a bootstrap over texts. An effect is a difference over what single '
         "texts vary by (Cohen's d). Entropies, distinct-n and the Zipf exponent count equal numbers of tokens.</p>"
-        f'<h2>How it was measured</h2><div class="table"><table>{said}</table></div></body></html>\n'
+        f'<h2>How it was measured</h2><div class="table"><table>{said}</table></div>'
     )
+    return document("Texts", body, MORE)
 
 
 def verdicts(compared: Compared) -> str:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from .curves import Chart, legend, svg
-from .report import STYLE
+from .report import document
 from .scenes import Scene
 from .trajectory_script import SCRIPT
 
@@ -51,16 +51,14 @@ def page(about: Mapping[str, Any], seen: Sequence[Scene]) -> str:
     )
     cells = "".join(part(cell, index == 0) for index, cell in enumerate(about["cells"]))
     title = f"How {about['model']} fills in text"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{MORE}</style></head><body>"
+    body = (
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead(about))}</p>'
         f'<div class="table"><table><tr>{head}</tr>{rows}</table></div>'
         f"{MAP}{cells}<h2>How it was measured</h2><div class='table'><table>{said}</table></div>"
         f'<script id="scenes" type="application/json">{data}</script>'
-        f"<script>{SCRIPT}</script></body></html>\n"
+        f"<script>{SCRIPT}</script>"
     )
+    return document(title, body, MORE)
 
 
 MAP = (
