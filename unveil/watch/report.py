@@ -21,7 +21,8 @@ STYLE = """
 body { background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
   max-width: 46rem; padding: 2rem 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-h3 { font-size: .95rem; font-weight: 500; margin: 1rem 0 .3rem; } figure { margin: 0; }
+h3 { font-size: .95rem; font-weight: 500; margin: 1rem 0 .3rem; } figure { margin: 0; overflow-x: auto; }
+@media (max-width: 40rem) { figure svg { min-width: 36rem; } }
 p.lead, .legend, figcaption, footer { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; } th, td { border-bottom: 1px solid var(--line); padding: .35rem .5rem;
   text-align: right; } th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
@@ -29,7 +30,8 @@ pre { background: var(--card); border-radius: .4rem; overflow-x: auto; padding: 
   white-space: pre-wrap; overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
 svg .grid { stroke: var(--line); } svg polyline { fill: none; stroke-width: 1.6; } svg .level { stroke-dasharray: 5 4; }
-.key { margin-right: 1.2em; } .key::before { content: "\\25A0\\00A0"; } .written { font-weight: 600; }
+.key { display: inline-block; margin-right: 1.2em; } .key::before { content: "\\25A0\\00A0"; }
+.written { font-weight: 600; }
 """ + "".join(
     f"svg .c{i} {{ stroke: var(--c{i}); }} svg .dot.c{i} {{ fill: var(--c{i}); }} "
     f".key.c{i}::before {{ color: var(--c{i}); }}\n"

@@ -19,7 +19,8 @@ COLUMNS = (
 MORE = """
 body { max-width: 76rem; } td, th { font-size: .88rem; } .table { overflow-x: auto; }
 .plots { display: grid; gap: 1rem 1.6rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
-.plots svg text { font-size: 17px; } .plots h3 { margin: .4rem 0 .2rem; }
+.plots svg { padding-top: .4rem; overflow: visible; } .plots svg text { font-size: 17px; }
+.plots h3 { margin: .4rem 0 .2rem; }
 .say, th.say { text-align: left; } td.verdict { white-space: nowrap; font-weight: 600; }
 .holds { color: var(--good); } .reversed { color: var(--bad); } .not { color: var(--soft); }
 :root { --good: #1d7a46; --bad: #b3372b; --low: #eef1f4; --high: #1f5f9e; --wrong: #c2571a; --edge: #1d1f21; }
@@ -45,7 +46,7 @@ def page(about: Mapping[str, Any], seen: Sequence[Scene]) -> str:
     data = json.dumps([scene.plain() for scene in seen], ensure_ascii=False, separators=(",", ":")).replace(
         "</", "<\\/"
     )
-    facts = {name: value for name, value in about.items() if name not in ("cells", "files")}
+    facts = {name.replace("_", " "): value for name, value in about.items() if name not in ("cells", "files")}
     said = "".join(
         f"<tr><td>{escape(name)}</td><td class='say'>{escape(shown(v))}</td></tr>" for name, v in facts.items()
     )
@@ -128,7 +129,8 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
             f"<td class='verdict {claim['verdict'].split()[0]}'>{escape(claim['verdict'])}</td><td>{number}</td>"
             f"<td class='say'>{escape(claim['what'] + note)}</td><td class='say'>{escape(claim['published'])}</td></tr>"
         )
-    head = "<tr><th>claim</th><th>here</th><th>effect (95 %)</th><th class='say'>of what</th><th>published</th></tr>"
+    head = "<tr><th>claim</th><th>here</th><th>effect (95 %)</th>"
+    head += "<th class='say'>of what</th><th class='say'>published</th></tr>"
     return f"<div class='table'><table>{head}{''.join(rows)}</table></div>"
 
 
