@@ -139,7 +139,7 @@ def listed(sides: list[Described], compared: Compared | None = None) -> list[str
         rows = [[*row, "", "", ""] for row in rows]
     for name in sides[0].figures:
         cells = [
-            f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})" if found else "-"
+            f"{found.value:z.3f} ({found.low:z.3f} to {found.high:z.3f})" if found else "-"
             for found in (side.figures.get(name) for side in sides)
         ]
         if compared is not None:

@@ -11,7 +11,7 @@ from ..evaluate.bench import Bench, Measured
 from .curves import number, ticks
 from .labels import Box, nearest, place
 from .pareto import FAR, Picture, Point, kinds, obstacles, pictures, rounds
-from .report import STYLE
+from .report import document
 
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 42
@@ -75,10 +75,7 @@ def page(bench: Bench, told: Advice, facts: Mapping[str, object]) -> str:
         for one in bench.skipped
     )
     refused = f'<h2>Skipped</h2><div class="table"><table>{skipped}</table></div>' if skipped else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Which decoder</title><style>{STYLE}{MORE}</style></head><body>"
+    body = (
         f"<h1>Which decoder</h1><p><b>{escape(told.sentence)}</b></p>"
         f'<div class="plots">{plots}</div><p class="legend">{keys}</p>'
         '<p class="lead">Bars are 95 % intervals. Nothing lies beyond the dashed line; what it joins has a label. '
@@ -87,8 +84,9 @@ def page(bench: Bench, told: Advice, facts: Mapping[str, object]) -> str:
         '<p class="lead">Bold: nothing is better in both quality and tokens per second. Forwards are those a problem '
         "needs by itself; tokens count up to the end of the text; speed is one problem after the other, the median of "
         "the runs; memory is the most at one time beside the weights.</p>"
-        f'{refused}<h2>How it was measured</h2><div class="table"><table>{said}</table></div></body></html>\n'
+        f'{refused}<h2>How it was measured</h2><div class="table"><table>{said}</table></div>'
     )
+    return document("Which decoder", body, MORE)
 
 
 def svg(shown: Picture, colours: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from ..evaluate.intervals import Interval
 from ..evaluate.suite import Result
 from ..evaluate.versus import Line, at_chance
-from .report import STYLE
+from .report import document
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 760, 190, 30, 34, 20
 MORE = """
@@ -76,6 +76,11 @@ def costs(found: Evaluation) -> list[list[str]]:
     return rows
 
 
+def known(found: Evaluation) -> list[list[str]]:
+    """How it was measured, without what was not asked for."""
+    return [[name, str(value)] for name, value in found.facts.items() if value is not None]
+
+
 COSTS = ["task", "model", "items", "seconds", "forwards per item", "unsure, %", "how"]
 NOTES = (
     "Intervals are 95 %: Wilson's for shares, a bootstrap over items for everything else. Differences are a paired "
@@ -95,7 +100,7 @@ def markdown(found: Evaluation) -> str:
         grid(found.heads, [cells(line, beside) for line in found.lines]),
     ]
     parts += [NOTES[0], "## What it took", grid(COSTS, costs(found)), NOTES[1], "## How it was measured"]
-    parts += [grid(["", ""], [[name, str(value)] for name, value in found.facts.items()]), f"    {found.command}"]
+    parts += [grid(["", ""], known(found)), f"    {found.command}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,17 +125,18 @@ def page(found: Evaluation) -> str:
         f'<span class="key c{i}">{escape(name)}</span>'
         for i, name in enumerate(filter(None, (found.model, found.other)))
     )
-    plot = f'<figure>{svg(found)}</figure><p class="legend">{keys} Bars: 95 % intervals. Dashed: chance.</p>'
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Evaluation of {escape(found.model)}</title><style>{STYLE}{MORE}</style></head><body>"
+    chance = " Dashed: chance." if any(line.chance for line in found.lines) else ""
+    drawn = svg(found)
+    legend = f'<p class="legend">{keys} Bars: 95 % intervals.{chance}</p>'
+    plot = f"<figure>{drawn}</figure>{legend}" if drawn else ""
+    body = (
         f"<h1>Evaluation of {escape(found.model)}</h1><p><b>{escape(found.sentence)}</b></p>{plot}"
         f'<div class="table"><table><tr>{head}</tr>{rows}</table></div><p class="lead">{escape(NOTES[0])}</p>'
         f"<h2>What it took</h2>{table(COSTS, costs(found))}<p class='lead'>{escape(NOTES[1])}</p>"
-        f"<h2>How it was measured</h2>{table([], [[n, str(v)] for n, v in found.facts.items()])}"
-        f"<pre>{escape(found.command)}</pre></body></html>\n"
+        f"<h2>How it was measured</h2>{table([], known(found))}"
+        f"<pre>{escape(found.command)}</pre>"
     )
+    return document(f"Evaluation of {found.model}", body, MORE)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

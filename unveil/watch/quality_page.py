@@ -8,7 +8,7 @@ from html import escape
 
 from ..evaluate.quality import Point, Quality
 from .curves import Chart, legend, svg
-from .report import STYLE
+from .report import document
 
 SHOWN = 2  # texts of each point
 FIGURES = {
@@ -24,7 +24,7 @@ MORE = """
 body { max-width: 72rem; } td, th { font-size: .85rem; } .table { overflow-x: auto; }
 .plots { display: grid; gap: 1rem; grid-template-columns: 1fr 1fr; }
 @media (max-width: 56rem) { .plots { grid-template-columns: 1fr; } }
-td.wide { text-align: left; white-space: pre-wrap; }
+td { white-space: nowrap; } td.wide { text-align: left; white-space: pre-wrap; }
 """
 
 
@@ -36,30 +36,29 @@ def page(found: Quality, facts: Mapping[str, object]) -> str:
         for name, value in facts.items()
         if value is not None
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Quality</title><style>{STYLE}{MORE}</style></head><body><h1>What the model writes</h1>"
+    body = (
+        "<h1>What the model writes</h1>"
         '<p class="lead">A perplexity says nothing without the entropy beside it: sharper drawing lowers both. Compare '
         "perplexities at one entropy, such as that of real text.</p>"
         f'<div class="plots">{plots}</div><h2>At the entropy of real text</h2>{matched(found)}'
         f"<h2>All figures</h2>{table(found)}"
         '<p class="lead">In brackets 95 % intervals, by a bootstrap over texts. MAUVE-style: the divergence frontier '
         "of MAUVE over embeddings that are fitted here, not MAUVE itself; for its intervals real text and clusters are "
-        "held as they are.</p>"
+        "held as they are. Intervals are about the figure by its slope, so they may reach beyond what it can be.</p>"
         f'<h2>How it was measured</h2><div class="table"><table>{said}</table></div>'
-        f"<h2>Some of the texts</h2>{samples(found)}</body></html>\n"
+        f"<h2>Some of the texts</h2>{samples(found)}"
     )
+    return document("Quality", body, MORE)
 
 
 def charts(found: Quality) -> list[Chart]:
-    """Perplexity and entropy by steps, one line a temperature, and real text as a level."""
+    """Perplexity and entropy by model calls, one line a temperature, and real text as a level."""
     heats = sorted({point.temperature for point in found.points})
 
     def lines(name: str) -> dict[str, list[tuple[float, float]]]:
         made = {f"T = {heat:g}": [p for p in found.points if p.temperature == heat] for heat in heats}
         return {
-            heat: [(math.log2(p.steps or p.forwards), shape(name, p.figures[name].value)) for p in points]
+            heat: [(math.log2(p.forwards), shape(name, p.figures[name].value)) for p in points]
             for heat, points in made.items()
         }
 
@@ -118,14 +117,15 @@ def figures(made: Mapping, names: Mapping[str, str]) -> list[str]:
     cells = [f"{math.exp(nats.value):.1f} ({math.exp(nats.low):.1f} to {math.exp(nats.high):.1f})"]
     for name in names:
         each = made.get(name)
-        cells.append("-" if each is None else f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})")
+        cells.append("-" if each is None else f"{each.value:z.3f} ({each.low:z.3f} to {each.high:z.3f})")
     return cells
 
 
 def shown(head: list[str], lines: list[list[str]]) -> str:
     row = "<tr>{}</tr>".format
     top = row("".join(f"<th>{escape(cell)}</th>" for cell in head))
-    body = "".join(row("".join(f"<td>{escape(cell)}</td>" for cell in line)) for line in lines)
+    cut = lambda cell: escape(cell).replace(" (", "<br>(")
+    body = "".join(row("".join(f"<td>{cut(cell)}</td>" for cell in line)) for line in lines)
     return f'<div class="table"><table>{top}{body}</table></div>'
 
 

@@ -21,7 +21,8 @@ STYLE = """
 body { background: var(--back); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
   max-width: 46rem; padding: 2rem 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-h3 { font-size: .95rem; font-weight: 500; margin: 1rem 0 .3rem; } figure { margin: 0; }
+h3 { font-size: .95rem; font-weight: 500; margin: 1rem 0 .3rem; } figure { margin: 0; overflow-x: auto; }
+@media (max-width: 40rem) { figure svg { min-width: 36rem; } }
 p.lead, .legend, figcaption, footer { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; } th, td { border-bottom: 1px solid var(--line); padding: .35rem .5rem;
   text-align: right; } th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
@@ -29,7 +30,8 @@ pre { background: var(--card); border-radius: .4rem; overflow-x: auto; padding: 
   white-space: pre-wrap; overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
 svg .grid { stroke: var(--line); } svg polyline { fill: none; stroke-width: 1.6; } svg .level { stroke-dasharray: 5 4; }
-.key { margin-right: 1.2em; } .key::before { content: "\\25A0\\00A0"; } .written { font-weight: 600; }
+.key { display: inline-block; margin-right: 1.2em; } .key::before { content: "\\25A0\\00A0"; }
+.written { font-weight: 600; }
 """ + "".join(
     f"svg .c{i} {{ stroke: var(--c{i}); }} svg .dot.c{i} {{ fill: var(--c{i}); }} "
     f".key.c{i}::before {{ color: var(--c{i}); }}\n"
@@ -72,6 +74,15 @@ def marked(frame: Frame, painter: Painter, text: Text, row: int = 0) -> str:
     return "".join(parts)
 
 
+def document(title: str, body: str, style: str = "") -> str:
+    """A whole HTML document that needs nothing else: `body` is markup, `style` CSS beside STYLE."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
+    )
+
+
 def page(report: Report) -> str:
     """The report as one HTML document that needs nothing else."""
     row = "<tr>{}</tr>".format
@@ -86,12 +97,10 @@ def page(report: Report) -> str:
     filled = f"<h2>Filled in</h2><p class='lead'>Underlined: written by the model.</p>{samples}" if samples else ""
     shell = "".join(f"<pre>{escape(line)}</pre>" for line in report.commands)
     after = f"<h2>Try next</h2>{shell}" if shell else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head><body>"
+    return document(
+        report.title,
         f'<h1>{escape(report.title)}</h1><p class="lead">{escape(report.lead)}</p>'
-        f"<table>{head}{rows}</table>{charts}{filled}{after}</body></html>\n"
+        f"<table>{head}{rows}</table>{charts}{filled}{after}",
     )
 
 

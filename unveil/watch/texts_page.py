@@ -8,7 +8,7 @@ from html import escape
 
 from ..evaluate.texts.compare import Compared, Described, title
 from ..evaluate.texts.resampling import Difference, Estimate
-from .report import STYLE
+from .report import document
 
 WIDTH, ROW, LABEL = 760, 22, 250
 REACH = 2.0  # effects beyond are drawn at the edge
@@ -16,41 +16,42 @@ MORE = """
 body { max-width: 64rem; } td, th { font-size: .9rem; } .table { overflow-x: auto; }
 svg .name { fill: var(--ink); } svg .zero { stroke: var(--soft); } svg .up { stroke: var(--c2); fill: var(--c2); }
 svg .down { stroke: var(--c1); fill: var(--c1); } svg .none { stroke: var(--c5); fill: var(--c5); }
-svg .bar { stroke-width: 3; stroke-linecap: round; } .word { font-weight: 600; }
+svg .bar { stroke-width: 3; stroke-linecap: round; } .say { text-align: left; }
+td.word { font-weight: 600; text-align: left; white-space: nowrap; }
 """
 
 
 def page(one: Described, compared: Compared | None, facts: Mapping[str, object]) -> str:
     """One HTML document that needs nothing else. `facts`: how it was measured, in the order to be shown."""
     name = one.name if compared is None else f"{one.name} and {compared.other.name}"
+    told = {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in facts.items() if value}
     said = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(', '.join(value) if isinstance(value, list) else str(value))}</td></tr>"
-        for key, value in facts.items()
-        if value is not None
+        f"<tr><td>{escape(key)}</td><td class='say'>{escape(value)}</td></tr>" for key, value in told.items()
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Texts</title><style>{STYLE}{MORE}</style></head><body><h1>{escape(name)}</h1>"
+    body = (
+        f"<h1>{escape(name)}</h1>"
         f"{verdicts(compared) if compared else ''}"
         f"<h2>All figures</h2>{table(one, compared)}"
         '<p class="lead">Intervals are 95 %, by a bootstrap over texts. An effect is a difference over what single '
         "texts vary by (Cohen's d). Entropies, distinct-n and the Zipf exponent count equal numbers of tokens.</p>"
-        f'<h2>How it was measured</h2><div class="table"><table>{said}</table></div></body></html>\n'
+        f'<h2>How it was measured</h2><div class="table"><table>{said}</table></div>'
     )
+    return document("Texts", body, MORE)
 
 
 def verdicts(compared: Compared) -> str:
     """What the texts say of the published claims, and the picture of all effects."""
     rows = "".join(
         f"<tr><td>{escape(each.claim.name)}</td><td class='word'>{escape(each.word)}</td>"
-        f"<td>{escape(each.numbers(compared.differences))}</td></tr>"
+        f"<td class='say'>{escape(each.numbers(compared.differences))}</td></tr>"
         for each in compared.verdicts
     )
+    drawn = svg(compared.differences)
+    effects = f"<h2>A less B, as effect sizes</h2><figure>{drawn}</figure>" if drawn else ""
     return (
         '<p class="lead">Published of texts by diffusion models as compared with autoregressive ones '
         "(arXiv 2605.12522), asked here of A as compared with B:</p>"
-        f"<table>{rows}</table><h2>A less B, as effect sizes</h2><figure>{svg(compared.differences)}</figure>"
+        f'<div class="table"><table>{rows}</table></div>{effects}'
     )
 
 
@@ -74,12 +75,14 @@ def table(one: Described, compared: Compared | None) -> str:
 
 
 def span(found: Estimate | None) -> str:
-    return "-" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+    return "-" if found is None else f"{found.value:z.3f} ({found.low:z.3f} to {found.high:z.3f})"
 
 
 def svg(differences: Mapping[str, Difference]) -> str:
     """Every difference as an effect size with its interval, around a line at 0."""
     known = {name: each for name, each in differences.items() if math.isfinite(each.effect) and each.value}
+    if not known:
+        return ""
     height = ROW * len(known) + 34
     middle, scale = (LABEL + WIDTH) / 2, (WIDTH - LABEL - 20) / 2 / REACH
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from .curves import Chart, legend, svg
-from .report import STYLE
+from .report import document
 from .scenes import Scene
 from .trajectory_script import SCRIPT
 
@@ -19,7 +19,8 @@ COLUMNS = (
 MORE = """
 body { max-width: 76rem; } td, th { font-size: .88rem; } .table { overflow-x: auto; }
 .plots { display: grid; gap: 1rem 1.6rem; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); }
-.plots svg text { font-size: 17px; } .plots h3 { margin: .4rem 0 .2rem; }
+.plots svg { padding-top: .4rem; overflow: visible; } .plots svg text { font-size: 17px; }
+.plots h3 { margin: .4rem 0 .2rem; }
 .say, th.say { text-align: left; } td.verdict { white-space: nowrap; font-weight: 600; }
 .holds { color: var(--good); } .reversed { color: var(--bad); } .not { color: var(--soft); }
 :root { --good: #1d7a46; --bad: #b3372b; --low: #eef1f4; --high: #1f5f9e; --wrong: #c2571a; --edge: #1d1f21; }
@@ -45,22 +46,20 @@ def page(about: Mapping[str, Any], seen: Sequence[Scene]) -> str:
     data = json.dumps([scene.plain() for scene in seen], ensure_ascii=False, separators=(",", ":")).replace(
         "</", "<\\/"
     )
-    facts = {name: value for name, value in about.items() if name not in ("cells", "files")}
+    facts = {name.replace("_", " "): value for name, value in about.items() if name not in ("cells", "files")}
     said = "".join(
         f"<tr><td>{escape(name)}</td><td class='say'>{escape(shown(v))}</td></tr>" for name, v in facts.items()
     )
     cells = "".join(part(cell, index == 0) for index, cell in enumerate(about["cells"]))
     title = f"How {about['model']} fills in text"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{MORE}</style></head><body>"
+    body = (
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead(about))}</p>'
         f'<div class="table"><table><tr>{head}</tr>{rows}</table></div>'
         f"{MAP}{cells}<h2>How it was measured</h2><div class='table'><table>{said}</table></div>"
         f'<script id="scenes" type="application/json">{data}</script>'
-        f"<script>{SCRIPT}</script></body></html>\n"
+        f"<script>{SCRIPT}</script>"
     )
+    return document(title, body, MORE)
 
 
 MAP = (
@@ -130,7 +129,8 @@ def verdicts(claims: Sequence[Mapping[str, Any]]) -> str:
             f"<td class='verdict {claim['verdict'].split()[0]}'>{escape(claim['verdict'])}</td><td>{number}</td>"
             f"<td class='say'>{escape(claim['what'] + note)}</td><td class='say'>{escape(claim['published'])}</td></tr>"
         )
-    head = "<tr><th>claim</th><th>here</th><th>effect (95 %)</th><th class='say'>of what</th><th>published</th></tr>"
+    head = "<tr><th>claim</th><th>here</th><th>effect (95 %)</th>"
+    head += "<th class='say'>of what</th><th class='say'>published</th></tr>"
     return f"<div class='table'><table>{head}{''.join(rows)}</table></div>"
 
 
