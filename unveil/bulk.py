@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -18,6 +17,7 @@ from .codecs.text import Text
 from .denoiser import Denoiser
 from .sample import Passes, prepare, writer
 from .together import together
+from .whole import put
 
 ABOUT = "job.json"
 POISON = (  # what a row can do to its own answer
@@ -121,16 +121,6 @@ def keep(out: Path, number: int, answers: bytes, errors: bytes) -> None:
     if errors:
         put(out / errors_name(number), errors)
     put(out / answers_name(number), answers)
-
-
-def put(path: Path, content: bytes) -> None:
-    """A file that is whole or not there."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def encode(rows: Iterable[Row]) -> bytes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .places import model_place, vacant, whole
-from .say import Json, clean, result
+from .say import Json, clean, progress, result
 
 if TYPE_CHECKING:
     from ..evaluate.suite import Candidate, How, Result
@@ -183,21 +183,12 @@ def measured(candidate: Candidate, name: str, task: Any, asked: Sequence[Any], h
     """One model at one task, told on standard error."""
     from ..evaluate.suite import evaluate
 
-    return evaluate(candidate, name, task, asked, how, kept=kept, report=progress(f"{candidate.name} at {name}"))
+    tell = progress(10)
 
+    def report(done: int, total: int) -> None:
+        tell(done, total, f"{candidate.name} at {name}: {done} of {total}")
 
-def progress(name: str) -> Callable[[int, int], None]:
-    """Tells how far it has come, every ten percent."""
-    said = -1
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        share = 10 * done // total
-        if share > said:
-            said = share
-            print(f"{10 * share:3d} %  {name}: {done} of {total}", file=sys.stderr)
-
-    return tell
+    return evaluate(candidate, name, task, asked, how, kept=kept, report=report)
 
 
 def write(place: Path, told: Evaluation, about: dict, asked: dict[str, Any]) -> list[str]:

@@ -149,8 +149,8 @@ def agree(place: Path, asked: dict[str, Any], overwrite: bool) -> None:
     import json
     import shutil
 
-    from ..bulk import put
     from ..evaluate.trajectory.study import RUNS
+    from ..whole import put
 
     path, here = place / ASKED, json.loads(json.dumps(asked))
     if path.is_file():
@@ -183,11 +183,11 @@ def write(place: Path, about: dict[str, Any], plan: Plan, labels: Labels, text: 
     """Pages and pictures, and at last the figures; the names of all."""
     import json
 
-    from ..bulk import put
     from ..evaluate.trajectory import recording
     from ..evaluate.trajectory.study import cells
     from ..watch.scenes import scenes
     from ..watch.trajectory_page import page
+    from ..whole import put
 
     shown = {cell.name: recording.load(cell.file(place, 0)) for cell in cells(plan)}
     seen = [scene for name, run in shown.items() for scene in scenes(name, run, labels, text)]
@@ -200,8 +200,8 @@ def write(place: Path, about: dict[str, Any], plan: Plan, labels: Labels, text: 
 
 def pictures(place: Path, about: dict[str, Any], seen: list) -> list[str]:
     """PNG files, where matplotlib is installed; their names."""
-    from ..bulk import put
     from ..watch import trajectory_plots
+    from ..whole import put
 
     found = []
     try:
