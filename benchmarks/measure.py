@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from unveil import whole
 from unveil.evaluate.bench import machine as processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,9 +110,7 @@ def aside(script: str, *words: str) -> dict:
 def put(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    whole.put(path, text)
     return path
 
 
