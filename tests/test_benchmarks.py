@@ -150,7 +150,10 @@ def test_adaptation(script, tmp_path, monkeypatch, parent):
     for name, figures in found["arms"].items():
         assert {"bound", "autoregressive", "drift", "ratio", "infill_tokens", "entropy_32"} <= figures.keys(), name
         assert math.isfinite(figures["bound"]["mean"])
-    assert "full_bound" in found["arms"]["leader16full"]
+    led = next(run for run in found["runs"] if run["arm"] == "leader16full")
+    assert led["elsewhere"].keys() == led["curves"].keys() == {"blocks_4", "blocks_16", "whole"}
+    assert led["elsewhere"]["blocks_16"]["nats"] == led["score"]["nats"]  # these are its own blocks
+    assert found["arms"]["leader16full"]["whole_ratio"]["mean"] > 0
     assert found["arms"]["continued"]["ratio"]["mean"] == 1.0
     kinds = {run["arm"]: run["score"]["kind"] for run in found["runs"]}
     assert kinds["parent"] == kinds["continued"] == "exact"

@@ -13,7 +13,7 @@ from measure import ROOT, Report
 
 from unveil.evaluate.matched import at_entropy
 
-from .arms import ARMS, Plan
+from .arms import ARMS, SIZES, Plan
 
 Runs = Mapping[str, Sequence[dict]]
 """The runs of each arm, one a seed."""
@@ -47,10 +47,25 @@ class Study:
         self.parent = next((run["autoregressive"] for run in runs.get("parent", [])), None)
         self.real = next((run["real"] for each in runs.values() for run in each), None)
 
-    def ratio(self, run: dict, which: str = "score") -> float | None:
-        """exp(bound - NLL of the parent continued on the same tokens)."""
+    def ratio(self, run: dict, score: dict | None = None) -> float | None:
+        """exp(bound - NLL of the parent continued on the same tokens), for the run's own score or another."""
         against = self.reference.get(run["seed"])
-        return math.exp(run[which]["nats"] - against) if against is not None and which in run else None
+        return math.exp((score or run["score"])["nats"] - against) if against is not None else None
+
+    def along(self, name: str) -> dict[str, dict[int, float]]:
+        """Tokens to the ratio of the bound to the continued parent's at as many, in every layout; means over seeds."""
+        found: dict[str, dict[int, list[float]]] = {}
+        for run in self.runs[name]:
+            same = [one for one in self.runs.get("continued", ()) if one["seed"] == run["seed"]]
+            against = dict(same[0]["curve"]) if same else {}
+            for which, curve in {"own": run["curve"], **run.get("curves", {})}.items():
+                marks = found.setdefault(which, {})
+                for tokens, nats in curve:
+                    if tokens and tokens in against:
+                        marks.setdefault(tokens, []).append(math.exp(nats - against[tokens]))
+        return {
+            which: {tokens: statistics.fmean(each) for tokens, each in marks.items()} for which, marks in found.items()
+        }
 
     def drift(self, run: dict) -> float | None:
         """Relative change of the autoregressive mode from the parent's."""
@@ -64,8 +79,6 @@ class Study:
             "bound": lambda run: run["score"]["nats"],
             "text_error": lambda run: run["score"]["stderr"],
             "ratio": self.ratio,
-            "full_bound": lambda run: run["full_score"]["nats"] if "full_score" in run else None,
-            "full_ratio": lambda run: self.ratio(run, "full_score"),
             "bound_on_its_own": lambda run: run["score_on_its_own"]["nats"],
             "autoregressive": lambda run: run["autoregressive"],
             "drift": self.drift,
@@ -74,6 +87,10 @@ class Study:
             "infill_whole": lambda run: run["infill"]["whole"],
         }
         found = {key: mean(pick(run) for run in every) for key, pick in picks.items()}
+        for which in sorted({which for run in every for which in run.get("elsewhere", ())}):
+            scores = [run["elsewhere"][which] for run in every]
+            found[which] = mean(score["nats"] for score in scores)
+            found[f"{which}_ratio"] = mean(map(self.ratio, every, scores))
         hot = max(plan.temperatures)
         for steps in plan.sample_steps:
             found[f"entropy_{steps}"] = mean(at(run["samples"], steps, hot, "entropy") for run in every)
@@ -94,9 +111,6 @@ def show(report: Report, study: Study, title: str) -> dict[str, dict]:
         s = found[name]
         figures = [s["before"][0], *s["bound"], *s["ratio"], s["bound_on_its_own"][0], s["autoregressive"][0]]
         rows.append([name, *figures, percent(s["drift"][0]), s["grad_norm_peak"][0], len(study.runs[name])])
-        if s["full_bound"][0] is not None:
-            figures = [None, *s["full_bound"], *s["full_ratio"], *[None] * 4]
-            rows.append([f"{name}, whole texts", *figures, len(study.runs[name])])
     columns = (
         "arm",
         "before",
@@ -111,6 +125,7 @@ def show(report: Report, study: Study, title: str) -> dict[str, dict]:
         "seeds",
     )
     report.table(f"{title}: held-out nats per token; controls are exact, all others bounds", columns, rows)
+    layouts(report, study, found, title)
     steps = study.plan.sample_steps
     hot = max(study.plan.temperatures)
     rows = []
@@ -128,6 +143,31 @@ def show(report: Report, study: Study, title: str) -> dict[str, dict]:
         head = f"{title}: generative perplexity at the entropy of real text, {study.real['entropy']:.2f} nats"
         report.table(head, ("arm", *(f"{n} steps" for n in steps)), rows)
     return found
+
+
+def layouts(report: Report, study: Study, found: Mapping[str, Mapping], title: str) -> None:
+    """Leader models in blocks of other sizes and as whole texts, and how their ratios fall."""
+    led = [name for name in found if "whole" in found[name]]
+    if led:
+        sizes = [*(f"blocks_{n}" for n in SIZES), "whole"]
+        heads = [*(f"n = {n}" for n in SIZES), "whole texts"]
+        rows = [[name, *(cell for which in sizes for cell in bound(found[name], which))] for name in led]
+        columns = ("arm", *(column for head in heads for column in (head, "ratio")))
+        report.table(f"{title}: leader models in blocks of n and as whole texts, one model a row", columns, rows)
+    marks = sorted({t for name in found for curve in study.along(name).values() for t in curve})
+    rows = []
+    for name in found:
+        for which, curve in study.along(name).items():
+            if curve and not ARMS[name].control:
+                rows.append([f"{name}, {which.replace('_', ' of ')}", *(curve.get(tokens) for tokens in marks)])
+    if rows:
+        columns = ("arm, layout", *(f"{tokens / 1e6:.2g}" for tokens in marks))
+        report.table(f"{title}: ratio to the continued parent after as many million tokens", columns, rows)
+
+
+def bound(summary: Mapping, which: str) -> tuple[float | None, float | None]:
+    """The bound in one layout and its ratio."""
+    return summary[which][0], summary[f"{which}_ratio"][0]
 
 
 def percent(value: float | None) -> str | None:
