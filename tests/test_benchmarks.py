@@ -162,6 +162,24 @@ def test_adaptation(script, tmp_path, monkeypatch, parent):
     assert [tokens for tokens, _ in random["curve"]] == [0, 64, 128]
 
 
+def test_adaptation_scored_alone(script, tmp_path, parent):
+    """Nothing is filled in or written, and no table or figure speaks of it."""
+    pytest.importorskip("matplotlib")
+    words = "--steps 2 --rows 2 --length 32 --windows 4 --draws 1 --curve-every 1 --infills 0 --seeds 1"
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "--figure", str(tmp_path / "a.png")]
+    words = [*words.split(), *parent, *places]
+    script("adaptation").main([*words, "--arms", "continued", "ungrown-half"])
+    found = results(tmp_path, "adaptation-tiny")
+    assert found["real"] is None
+    assert "infill_tokens" not in found["arms"]["continued"]
+    assert {"blocks_4", "blocks_16", "whole", "bound"} <= found["arms"]["ungrown-half"].keys()
+    said = (tmp_path / "adaptation-tiny.md").read_text()
+    assert "infilling" not in said
+    assert "as whole texts" in said
+    assert "million tokens" in said
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
 def test_adaptation_says_what_is_missing(script, tmp_path, capsys):
     study = script("adaptation")
     with pytest.raises(SystemExit, match="--parent .*/nowhere"):

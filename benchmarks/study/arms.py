@@ -102,7 +102,7 @@ class Plan:
     draws: int = 2
     curve_every: int = 50  # steps between two points of the curve
     curve_windows: int = 64
-    infills: int = 128  # stories with a blank
+    infills: int = 128  # stories with a blank; 0: nothing is filled in or written
     blank: int = 8  # tokens in a blank
     samples: int = 32  # texts per point
     sample_steps: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -214,15 +214,17 @@ def measure(
     """Every figure of a finished model."""
     judged = seen.judged.windows(plan.length, plan.windows)
     own = seen.held_out.windows(plan.length, plan.windows // 2)
-    truth = Truth.of(seen.judged, plan.length, plan.infills)
     found: dict[str, object] = {
         "score": likelihood(model, judged, plan.draws, exact=arm.control),
         "score_on_its_own": likelihood(model, own, plan.draws, exact=arm.control),
         "autoregressive": autoregression(model, judged, made.text.eos_id),
-        "infill": infilling(model, truth, plan.blank, arm.control, arm.full),
-        "real": appraise(parent, truth.rows, made.text.eos_id),
     }
     found["elsewhere"] = elsewhere(model, judged, plan.draws)
+    if not plan.infills:
+        return found
+    truth = Truth.of(seen.judged, plan.length, plan.infills)
+    found["infill"] = infilling(model, truth, plan.blank, arm.control, arm.full)
+    found["real"] = appraise(parent, truth.rows, made.text.eos_id)
     found["samples"] = [
         point
         for temperature in plan.temperatures
