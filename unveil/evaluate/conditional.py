@@ -66,14 +66,12 @@ class Conditional:
 def error(draws: Tensor) -> Tensor:
     """(..., D) draws in the order of their levels to (...) the standard error of their mean, from above.
 
-    Levels differ in what they cost, which is no error of a mean that has all of them: what each draw is off the middle
-    of its neighbours is counted, 2/3 of whose square is the variance of one. Two draws are taken for equal levels.
+    Half the mean square of what neighbours are apart, the last and the first being such, is the variance of a draw, and
+    more than it by what levels differ, which is no error of a mean that has all of them. Of one draw nothing is known.
     """
-    count = draws.shape[-1]
-    if count < 3:
-        return (draws.var(-1) / count).sqrt() if count > 1 else torch.full_like(draws[..., 0], math.nan)
-    off = draws[..., 1:-1] - (draws[..., :-2] + draws[..., 2:]) / 2
-    return (off.square().mean(-1) * 2 / 3 / count).sqrt()
+    if draws.shape[-1] < 2:
+        return torch.full_like(draws[..., 0], math.nan)
+    return ((draws - draws.roll(1, -1)).square().mean(-1) / 2 / draws.shape[-1]).sqrt()
 
 
 def encoded(text: Text, context: str, continuation: str, key: int = 0, option: int = 0) -> Pair:
