@@ -5,6 +5,7 @@ Shapes: B rows, L positions. A group is a set of positions that one noise level 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ class Expected:
 
     alone: Tensor  # (B, L) with nothing else hidden, 0 where there is no target
     all: Tensor  # (B, L) with all targets of its group hidden, the same
-    share: Tensor  # (B, L, L) of i in what j tells
+    share: Tensor  # (B, S, S) of what there is to know of i, what j tells; S the positions of `span`
+    span: slice  # that holds all targets
     left: Tensor  # (B,) of the surprise with all hidden, what the expectation leaves out: infinite, or nothing
 
     @classmethod
@@ -46,20 +48,14 @@ class Expected:
         whole = base.where(targets & base.isfinite(), 0.0)
         mean = summed(whole, parts) / n.clamp(min=1)
         alone = torch.where(targets, mean + KEPT * (whole - mean), 0.0)
-        at = torch.arange(targets.shape[1], device=targets.device)
-        behind = 1.0
         if causal is not None:
-            behind = BEHIND
             read = causal.where(targets, 0.0)
             alone = torch.where((read.sum(1) < whole.sum(1))[:, None], read, alone)
         alone = torch.where(n > 1, alone, whole)
-        apart = at[:, None] - at
-        near = torch.where(apart > 0, 1.0, behind) * NEAR ** apart.abs().double()
-        together = targets[:, None] & (parts[:, :, None] == parts[:, None]) & (apart != 0)
-        share = near * together
-        share = share / share.sum(-1, keepdim=True).clamp(min=1e-300)
         left = ((base - whole) / n.clamp(min=1)).where(targets, 0.0).sum(1)
-        return cls(alone, whole, share.float(), left)
+        at = targets.any(0).nonzero()[:, 0]
+        span = slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0)
+        return cls(alone, whole, shares(targets[:, span], parts[:, span], causal is not None), span, left)
 
     @property
     def bound(self) -> Tensor:
@@ -73,5 +69,15 @@ class Expected:
 
     def beside(self, hit: Tensor) -> Tensor:
         """(B, L) what is expected of each token when `hit` (B, L) is hidden."""
-        told = (self.share @ hit[:, :, None].float())[..., 0]
+        told = torch.zeros_like(self.all)
+        told[:, self.span] = (self.share @ hit[:, self.span, None].float())[..., 0]
         return self.alone + (self.all - self.alone) * told
+
+
+def shares(targets: Tensor, parts: Tensor, causal: bool) -> Tensor:
+    """(B, L, L) how much of what there is to know of target i the target j of its group tells, for `targets` (B, L)."""
+    at = torch.arange(targets.shape[1], device=targets.device)
+    apart = at[:, None] - at
+    weight = apart.abs() * math.log(NEAR) + torch.where(apart < 0, math.log(BEHIND if causal else 1.0), 0.0)
+    together = targets[:, None] & (parts[:, :, None] == parts[:, None]) & (apart != 0)
+    return weight.float().masked_fill(~together, -torch.inf).softmax(-1).nan_to_num(0.0)  # of one target nothing
