@@ -195,6 +195,10 @@ def figure(found: dict[str, list[Arm]], gains: dict[str, dict[str, tuple[float, 
             axes.plot(x, y, "s--" if each == SEED else "o-", label=each, color="#1d1f21" if each == SEED else None)
         axes.axhline(rms(arms[0].error), color="#9aa0a6", lw=0.7, ls=":")
         axes.set(xscale="log", yscale="log", xlabel="forwards per option", ylabel="standard error, nats per token")
+        for axis, low, high in ((axes.xaxis, *axes.get_xlim()), (axes.yaxis, *axes.get_ylim())):
+            ticks = [2.0**power for power in range(-8, 12) if low <= 2.0**power <= high]
+            axis.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+            axis.set_minor_locator(pyplot.NullLocator())
         told = "{:.1f} times fewer forwards for the grid's error ({:.1f} to {:.1f})".format(*gains[name][OURS])
         axes.set_title(f"{name}: {told}", loc="left", fontsize=9)
         axes.grid(True, which="both", color="#e3e5e7", lw=0.5)
@@ -212,8 +216,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--options", type=int, default=2)
     parser.add_argument("--replicates", type=int, default=16)
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3, 4, 6], help="besides the two ends of ours")
-    parser.add_argument("--reference", type=int, default=64, help="draws of the long run")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3, 4], help="besides the two ends of ours")
+    parser.add_argument("--reference", type=int, default=32, help="draws of the long run")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--name", default="choice_cost")
     parser.add_argument("--figure", type=Path, help="default: docs/choice-cost.png")
