@@ -199,7 +199,10 @@ def figure(found: dict[str, list[Arm]], gains: dict[str, dict[str, tuple[float, 
             ticks = [2.0**power for power in range(-8, 12) if low <= 2.0**power <= high]
             axis.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
             axis.set_minor_locator(pyplot.NullLocator())
-        told = "{:.1f} times fewer forwards for the grid's error ({:.1f} to {:.1f})".format(*gains[name][OURS])
+        gain, least, most = gains[name][OURS]
+        told = f"{gain:.1f} times fewer forwards for the grid's error ({least:.1f} to {most:.1f})"
+        if least == most:  # the smallest number of draws is below the grid's error, whatever the questions
+            told = f"over {gain:.1f} times fewer forwards for the grid's error"
         axes.set_title(f"{name}: {told}", loc="left", fontsize=9)
         axes.grid(True, which="both", color="#e3e5e7", lw=0.5)
         axes.legend(frameon=False, fontsize=8)
