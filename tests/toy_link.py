@@ -103,7 +103,8 @@ class ToyLink:
         """One row, whose blanks become `spoken`."""
         blanks = [at for at, token in enumerate(order.rows[number].tokens) if token == self.ready.mask_id]
         for step, at in enumerate(blanks, 1):
-            write = Write(at, spoken[step - 1], -0.25, [(spoken[step - 1], -0.25), (9, -1.5)][: order.top])
+            level = None if order.top is None else -0.25
+            write = Write(at, spoken[step - 1], level, [(spoken[step - 1], -0.25), (9, -1.5)][: order.top or 0])
             yield Step(order.id, number, step, 1, step, [write], [], at + 1)
             if order.ends and spoken[step - 1] == self.ready.eos_id:
                 yield Done(order.id, number, "end", step, 0.1, 0.0)

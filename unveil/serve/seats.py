@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..attention import Attention
-from .cohort import PATIENCE, Cohort, Member
+from .cohort import Cohort, Member
 from .memory import room
 
 COHORT = 32  # rows on one canvas at most
@@ -49,7 +50,7 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
     """Put rows together: those of one kind that begin a block now, and those that soon will.
 
     A cohort's round costs almost as much for one row as for many, so a row waits for others of its kind where these
-    are sure to finish their block in time: `PATIENCE` rounds of its life at most.
+    are sure to finish their block while its patience lasts, which it has once for all of its life.
     """
     kinds: dict[tuple, list[Place]] = {}
     for member in fresh:
@@ -66,7 +67,7 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
     for of, places in kinds.items():
         for group in near(places):
             cohort = group[0].cohort
-            if soon.get(of, PATIENCE + 1) <= min(place.member.patience for place in group):
+            if soon.get(of, math.inf) <= min(place.member.patience for place in group):
                 waiting += group
             elif cohort and cohort.living == len(group) and all(place.cohort is cohort for place in group):
                 found.going.append(cohort)
@@ -86,7 +87,7 @@ def arrivals(cohorts: Iterable[Cohort], attention: Attention) -> dict[tuple, int
     """Rounds until rows of a kind are sure to begin a block."""
     soon: dict[tuple, int] = {}
     for cohort in cohorts:
-        if cohort.asked is not None and cohort.moves and cohort.left <= PATIENCE:
+        if cohort.asked is not None and cohort.moves:
             for member, known, first in cohort.onward():
                 of = kind(member, first, known, attention)
                 soon[of] = min(soon.get(of, cohort.left), cohort.left)
