@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from unveil.codecs.text import Text
@@ -48,6 +49,15 @@ class ToyStream:
             return event
         raise StopAsyncIteration
 
+    @property
+    def ready(self) -> bool:
+        """Does an event follow at once, where the link is said to be quick?"""
+        following = next(self.events, None) if self.link.quick else None
+        if following is None:
+            return False
+        self.events = chain([following], self.events)
+        return not isinstance(following, float | Exception)
+
     def cancel(self, row: int | None = None) -> None:
         self.link.cancelled.append((self.order.id, row))
 
@@ -83,6 +93,7 @@ class ToyLink:
         self.orders: list[Submit] = []
         self.cancelled: list[tuple[str, int | None]] = []
         self.error: Exception | None = None  # what submitting raises
+        self.quick = False  # are events there before they are asked for?
         self.spoken = text.encode(" return x + 1 😀 hello world naïve")
         self.script: Script = self.writes
 

@@ -56,7 +56,7 @@ class Stream:
         self.events: deque[tuple[Event, int]] = deque()
         self.held = 0  # bytes of the events that nobody has read
         self.error: Exception | None = None
-        self.news = asyncio.Event()
+        self.reader: asyncio.Future[None] | None = None  # done when there is news for whoever waits
 
     def __aiter__(self) -> Stream:
         return self
@@ -68,11 +68,16 @@ class Stream:
             if not self.left:
                 self.close()
                 raise StopAsyncIteration
-            self.news.clear()
-            await self.news.wait()
+            self.reader = asyncio.get_running_loop().create_future()
+            await self.reader
         event, size = self.events.popleft()
         self._hold(-size)
         return event
+
+    @property
+    def ready(self) -> bool:
+        """Is there an event already?"""
+        return bool(self.events)
 
     def cancel(self, row: int | None = None) -> None:
         """Write no more of a row, or of any; the rows still end with Done."""
@@ -85,7 +90,7 @@ class Stream:
             self.cancel()
         self._forget()
         self.error = self.error or Lost("the stream is closed")
-        self.news.set()
+        self._wake()
 
     async def aclose(self) -> None:
         """`close`, under the name that asynchronous generators give it."""
@@ -111,14 +116,18 @@ class Stream:
             self.left.discard(event.row)
         self.events.append((event, size))
         self._hold(size)
-        self.news.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """The reader gets the error next, whatever else waits for it."""
         self.error = error
         self.link.streams.pop(self.order.id, None)
         self._forget()
-        self.news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.reader is not None and not self.reader.done():
+            self.reader.set_result(None)
 
     def _forget(self) -> None:
         self._hold(-self.held)
