@@ -102,11 +102,9 @@ class Window:
         if isinstance(self.starts, int):
             x[:, self.starts : self.starts + self.width] = value
             return
-        inner = [1] * (x.dim() - 2)
         if self.fresh is not None:
-            value = torch.where(self.fresh.view(*self.fresh.shape, *inner), value, self.take(x))
-        index = self.positions(x.device)
-        x.scatter_(1, index.view(*index.shape, *inner).expand(-1, -1, *x.shape[2:]), value)
+            value = torch.where(self.fresh.view(*self.fresh.shape, *[1] * (x.dim() - 2)), value, self.take(x))
+        x[torch.arange(len(x), device=x.device)[:, None], self.positions(x.device)] = value
 
     def rows(self, which: Tensor) -> Window:
         """The same window for some rows; `which` (R,) should lie on the CPU to spare a device sync."""

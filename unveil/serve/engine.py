@@ -48,7 +48,7 @@ class Engine:
     ):
         """`memory` is bytes for keys, values and logits of requests; None: a share of what the machine has free.
 
-        `threads` of the processor are used where a round is worth them; None: their number is left as it is.
+        `threads` of the processor are used where they are faster than one; None: their number is left as it is.
         """
         parameter = next(model.parameters())
         self.model, self.name, self.start_id, self.text = model, name, start_id, text
