@@ -158,8 +158,8 @@ def line(message: Order | Event) -> bytes:
     """One line of JSON: an object, or an array for a step, of which there is one for every token."""
     if isinstance(message, Step):
         writes = [[each.at, each.token, each.logp, each.top] for each in message.writes]
-        where = [message.id, message.row, message.forwards, message.block, message.step]
-        content: Any = [*where, writes, message.taken_back, message.final, message.seconds]
+        numbers = message.row, message.forwards, message.block, message.step
+        content: Any = [message.id, *numbers, writes, message.taken_back, message.final, message.seconds]
     else:
         content = {"is": type(message).__name__.lower(), **vars(message)}
     return SPELLED.encode(content).encode() + b"\n"
@@ -169,9 +169,9 @@ def read(text: bytes) -> Order | Event:
     """What `line` wrote."""
     content = json.loads(text)
     if isinstance(content, list):
-        *where, writes, taken_back, final, seconds = content
+        name, row, forwards, block, step, writes, taken_back, final, seconds = content
         made = [Write(at, token, logp, [(t, p) for t, p in top]) for at, token, logp, top in writes]
-        return Step(*where, made, taken_back, final, seconds)
+        return Step(name, row, forwards, block, step, made, taken_back, final, seconds)
     kind = KINDS[content.pop("is")]
     if kind is Submit:
         content["rows"] = [Row(**row) for row in content["rows"]]
