@@ -74,6 +74,25 @@ def test_who_has_long_to_go_waits_longer(blanked, together):
         assert watch.tokens(order.id) == alone(model("leader"), order)
 
 
+def test_whoever_has_the_shorter_wait_waits():
+    """Rows that come a round after another begin at once, however patient: it waits a round for them later."""
+    watch, first = Watch(engine("leader")), ask("first", blanks(5, 72), block=8)
+    late = [ask(f"late{n}", blanks(5, 72, 1 + n), block=8) for n in range(3)]
+    watch.submit(first)
+    watch.step()
+    for order in late:
+        watch.submit(order)
+    watch.step()
+    assert all(watch.lines[order.id, 0].steps for order in late)
+    assert len(watch.engine.cohorts) == 2
+    for _ in range(8):
+        watch.step()
+    assert [cohort.living for cohort in watch.engine.cohorts] == [4]
+    watch.finish()
+    for order in (first, *late):
+        assert watch.tokens(order.id) == alone(model("leader"), order)
+
+
 def test_rows_of_one_canvas_stay_on_it_when_others_come():
     """Too far on to share a canvas with a row that begins, and not to be cut up for it."""
     watch = Watch(engine("leader"))

@@ -90,10 +90,13 @@ def whole(group: Sequence[Place]) -> Cohort | None:
 
 
 def arrivals(cohorts: Iterable[Cohort], attention: Attention) -> dict[tuple, int]:
-    """Rounds until rows of a kind are sure to begin a block."""
+    """Rounds until rows of a kind are sure to begin a block, of those that are half through with theirs.
+
+    The others will wait themselves, which takes fewer rounds.
+    """
     soon: dict[tuple, int] = {}
     for cohort in cohorts:
-        if cohort.asked is not None and cohort.moves:
+        if cohort.asked is not None and cohort.moves and 2 * cohort.left <= cohort.canvas.budget:
             for member, known, first in cohort.onward():
                 of = kind(member, first, known, attention)
                 soon[of] = min(soon.get(of, cohort.left), cohort.left)
