@@ -111,9 +111,11 @@ def table(
         for count in counts:
             prompts = work.prompts(text, count * rounds)
             bodies = [work.body(prompt, turn) for prompt in prompts]
+            before = server.rounds()
             answers, seconds, spent = load(server, bodies, count)
+            paces = {"rounds": server.rounds() - before}
             batch = Offline(model, work, prompts[:count], turn)
-            fastest, paces = timed(batch.run), {}
+            fastest = timed(batch.run)
             if torch.get_num_threads() > 1:  # small passes are faster without company
                 paces["offline_all_threads"], most = batch.count / fastest, torch.get_num_threads()
                 threads(1)
@@ -148,11 +150,20 @@ def show(report: Report, title: str, found: dict) -> None:
         lines.append((count, rate, *share, *first, *times, row["tokens_per_forward"], f"{row['equal_to_offline']:.0%}"))
     report.table(title, columns, lines)
     spent = [[row[f"{name}_microseconds"] for name in ("engine", "http", "clients")] for row in rows.values()]
+    turns = [row["rounds"] for row in rows.values()]
     paces = [[row.get(f"offline_{name}") for name in ("one_thread", "all_threads")] for row in rows.values()]
     report.table(
         f"{title}: where the time goes",
-        ("clients", "engine, processor us a token", "HTTP", "clients", "batch by one thread, tokens/s", "by all"),
-        [(count, *one, *other) for count, one, other in zip(rows, spent, paces, strict=True)],
+        (
+            "clients",
+            "rounds",
+            "engine, processor us a token",
+            "HTTP",
+            "clients",
+            "batch by one thread, tokens/s",
+            "by all",
+        ),
+        [(count, each, *one, *other) for count, each, one, other in zip(rows, turns, spent, paces, strict=True)],
     )
 
 

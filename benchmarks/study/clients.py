@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from unveil.serve.listen import run
 
@@ -63,6 +64,13 @@ class Server:
         """Seconds of processor time that both processes and this one have taken so far."""
         engine = sum(map(used, children(self.process)))
         return {"engine": engine, "http": used(self.process), "clients": time.process_time()}
+
+    def rounds(self) -> float:
+        """Rounds of passes that the engine has made. To be asked when it is idle, which it says at once."""
+        time.sleep(0.1)
+        with urlopen(f"{self.address}/metrics") as said:
+            lines = said.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("unveil_engine_rounds_total "))
 
     def resident(self) -> dict[str, int]:
         """Bytes that each of the two processes holds."""

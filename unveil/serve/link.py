@@ -21,8 +21,8 @@ LONGEST = 1 << 26  # bytes; no event comes near it
 DEATHS, MINUTE = 3, 60.0  # so many within so many seconds, and it is not started again
 PAUSE = 0.25  # seconds before the first new start, four times as many before the next
 # Threads that spin while they wait for each other starve whoever shares the cores with them, which is this process.
-# From one product to the next within a pass they may (GNU OpenMP: about 20 to 50 microseconds), between passes never.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+# From one product to the next within a pass they may (GNU OpenMP: some 50 microseconds), from pass to pass never.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 IDLE = Load(waiting=0, running=0, memory=0, kept=0, rounds=0, passes=0, tokens=0, reused=0)
 
 
@@ -251,7 +251,7 @@ class Link:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
             limit=CHUNK,
-            env={**WAITING, **os.environ},
+            env={**({} if WAITING.keys() & os.environ.keys() else WAITING), **os.environ},
         )
         event = None
         try:
