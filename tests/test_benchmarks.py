@@ -44,6 +44,22 @@ def test_measure(script, tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
 
 
+def test_engine_cost(script, tmp_path):
+    cost = script("engine_cost")
+    words = ["--clients", "2", "--length", "9", "--prompt", "8", "--repeats", "1", "--results", str(tmp_path)]
+    cost.main(words)
+    found = results(tmp_path, "engine_cost")
+    for work in ("threshold(tau=0.9), block 9", "confidence, block 1"):
+        ways = found[work]
+        assert set(ways) == {"one batch", *(way.name for way in cost.WAYS)}
+        assert ways["one batch"]["of_batch"] == 1
+        for one in ways.values():
+            assert 0 < one["network"] < one["all"]
+            assert one["positions"] >= 1
+        assert ways["at once"]["rounds"] >= ways["one batch"]["calls"]
+        assert 0 < ways["a round apart"]["canvases"] <= 2
+
+
 def test_training_speed(script, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     speed = script("training_speed")
