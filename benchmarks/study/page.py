@@ -215,9 +215,17 @@ def figure(study: Study, path: Path) -> None:
     plot, axes = pyplot.subplots(1, count, figsize=(6.5 * count, 5.2), squeeze=False)
     usual = [f"C{i}" for i in range(10)] + ["black"]
     colours = dict(zip(ARMS, usual + [f"C{i}" for i in range(len(ARMS) - len(usual))], strict=True))
+    led = [name for name, every in study.runs.items() if every[0].get("curves")]
     for name, every in study.runs.items():
         style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-", "label": name}
-        falling(axes[0, 0], [run["curve"] for run in every], **style)
+        if [name] == led:  # a single leader model, whose every layout is shown
+            for which, line in zip(every[0]["curves"], ("-.", "-", ":"), strict=True):
+                said = f"{name}, {which.replace('_', ' of ')}"
+                falling(
+                    axes[0, 0], [run["curves"][which] for run in every], **{**style, "linestyle": line, "label": said}
+                )
+        else:
+            falling(axes[0, 0], [run["curve"] for run in every], **style)
         if study.real:
             spread(axes[0, 1], study.summary(name), study.plan.sample_steps, **style)
     axes[0, 0].set(xlabel="tokens, millions", ylabel="held-out nats per token (bound; dashed: exact)")
