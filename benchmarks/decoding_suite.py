@@ -54,7 +54,9 @@ CHAINS_LEADER = (
     "edit(tau=0.99, edit=0.99);speculative"
 )
 CACHED = "confidence;threshold;ahd"
-CHAINS = "arithmetic(least=9, most=9, largest=9, length=84)"
+CHAINS = "arithmetic(least=9, most=9, largest=5, length=84)"
+SIMILAR = "infill(judge='similarity')"
+BODIES = "infill(lines=8, judge='similarity')"
 CLOZE = "cloze(data={data!r})"
 MIDDLES = "story_infill(data={data!r}, asked=3)"
 COLUMNS = ("way to decode", "quality, %", "95 %", "less vanilla", "forwards", "tokens a forward", "tokens/s", "speed")
@@ -99,6 +101,8 @@ JOBS = {
     "chains-leader": Job("leader", CHAINS, 9, CHAINS_LEADER, "causal", "Chains of nine sums, leader"),
     "functions": Job("full", "infill", 32, LONG, "recompute", "A statement of a held-out function"),
     "functions-caches": Job("full", "infill", 32, CACHED, KEPT, "A statement of a held-out function, every cache"),
+    "functions-similar": Job("full", SIMILAR, 32, LONG, "recompute", "The same, judged by similarity"),
+    "bodies": Job("full", BODIES, 32, LONG, "recompute", "Eight lines of a held-out function, judged by similarity"),
     "cloze": Job("full", CLOZE, 32, LONG, "recompute", "Story cloze"),
     "middles": Job("full", MIDDLES, 32, LONG, "recompute", "Three sentences in the middle of a story"),
     "middles-caches": Job("full", MIDDLES, 32, CACHED, KEPT, "Three sentences in the middle of a story, every cache"),
