@@ -58,7 +58,7 @@ CHAINS = "arithmetic(least=9, most=9, largest=5, length=84)"
 SIMILAR = "infill(judge='similarity')"
 BODIES = "infill(lines=8, judge='similarity')"
 CLOZE = "cloze(data={data!r})"
-MIDDLES = "story_infill(data={data!r}, asked=3)"
+MIDDLES = "story_infill(data={data!r}, asked=5)"
 COLUMNS = ("way to decode", "quality, %", "95 %", "less vanilla", "forwards", "tokens a forward", "tokens/s", "speed")
 
 
@@ -104,8 +104,8 @@ JOBS = {
     "functions-similar": Job("full", SIMILAR, 32, LONG, "recompute", "The same, judged by similarity"),
     "bodies": Job("full", BODIES, 32, LONG, "recompute", "Eight lines of a held-out function, judged by similarity"),
     "cloze": Job("full", CLOZE, 32, LONG, "recompute", "Story cloze"),
-    "middles": Job("full", MIDDLES, 32, LONG, "recompute", "Three sentences in the middle of a story"),
-    "middles-caches": Job("full", MIDDLES, 32, CACHED, KEPT, "Three sentences in the middle of a story, every cache"),
+    "middles": Job("full", MIDDLES, 32, LONG, "recompute", "Five sentences in the middle of a story"),
+    "middles-caches": Job("full", MIDDLES, 32, CACHED, KEPT, "Five sentences in the middle of a story, every cache"),
 }
 GRIDS = [name for name, job in JOBS.items() if job.task == "sudoku"]  # the others want models of their own
 
@@ -149,7 +149,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", help="a full-attention model of the recipe tasks-full")
     parser.add_argument("--leader", help="a leader model of the recipe tasks-leader")
     parser.add_argument("--ar", help="their parent, for autoregressive decoding beside")
-    parser.add_argument("--sensor", help="a sensor of `unveil calibrate tspd` for the full model on Sudoku or chains")
+    parser.add_argument("--sensor", help="a sensor of `unveil calibrate tspd` for the model on Sudoku or chains")
     parser.add_argument("--prophet", help="a spec from `unveil calibrate prophet` for the same")
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=GRIDS)
     parser.add_argument("--data", help="stories, for the jobs that ask in them")
@@ -166,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> None:
     own = [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor)
     own += [given.prophet] * bool(given.prophet)
     strict = [f"tspd(sensor={given.sensor!r}, theta=0.97)"] * bool(given.sensor)
-    fitted = {"sudoku-full": own, "strict-full": strict, "chains-full": own + strict}
+    fitted = {"sudoku-full": own, "strict-full": strict, "chains-full": own + strict, "chains-leader": own + strict}
     report, found = Report(given.name, given.results), {}
     for name in given.jobs:
         job, place = JOBS[name], given.work / name
