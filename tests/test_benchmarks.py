@@ -150,13 +150,34 @@ def test_adaptation(script, tmp_path, monkeypatch, parent):
     for name, figures in found["arms"].items():
         assert {"bound", "autoregressive", "drift", "ratio", "infill_tokens", "entropy_32"} <= figures.keys(), name
         assert math.isfinite(figures["bound"]["mean"])
-    assert "full_bound" in found["arms"]["leader16full"]
+    led = next(run for run in found["runs"] if run["arm"] == "leader16full")
+    assert led["elsewhere"].keys() == led["curves"].keys() == {"blocks_4", "blocks_16", "whole"}
+    assert led["elsewhere"]["blocks_16"]["nats"] == led["score"]["nats"]  # these are its own blocks
+    assert found["arms"]["leader16full"]["whole_ratio"]["mean"] > 0
     assert found["arms"]["continued"]["ratio"]["mean"] == 1.0
     kinds = {run["arm"]: run["score"]["kind"] for run in found["runs"]}
     assert kinds["parent"] == kinds["continued"] == "exact"
     assert {kinds[name] for name in arms[2:]} == {"bound"}
     random = next(run for run in found["runs"] if run["arm"] == "random")
     assert [tokens for tokens, _ in random["curve"]] == [0, 64, 128]
+
+
+def test_adaptation_scored_alone(script, tmp_path, parent):
+    """Nothing is filled in or written, and no table or figure speaks of it."""
+    pytest.importorskip("matplotlib")
+    words = "--steps 2 --rows 2 --length 32 --windows 4 --draws 1 --curve-every 1 --infills 0 --seeds 1"
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "--figure", str(tmp_path / "a.png")]
+    words = [*words.split(), *parent, *places]
+    script("adaptation").main([*words, "--arms", "continued", "ungrown-half"])
+    found = results(tmp_path, "adaptation-tiny")
+    assert found["real"] is None
+    assert "infill_tokens" not in found["arms"]["continued"]
+    assert {"blocks_4", "blocks_16", "whole", "bound"} <= found["arms"]["ungrown-half"].keys()
+    said = (tmp_path / "adaptation-tiny.md").read_text()
+    assert "infilling" not in said
+    assert "as whole texts" in said
+    assert "million tokens" in said
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_adaptation_says_what_is_missing(script, tmp_path, capsys):

@@ -255,6 +255,16 @@ def test_reversal_asks_what_was_never_asked():
         spec.build("tasks", "reversal(pairs=5000, syllables=2)")
 
 
+@pytest.mark.parametrize("count", [1, 4, 7, 20])
+def test_reversal_asks_either_way_as_often_for_any_count(count):
+    kinds = [each.kind for each in spec.build("tasks", "reversal(pairs=200)").examples(count, seed=count)]
+    assert kinds.count("reverse") == count // 2
+    every = spec.build("tasks", "reversal(pairs=200)")
+    asked = every.examples(every.available())
+    assert len({each.prompt for each in asked}) == len(asked)
+    assert asked[0].answer in asked[1].prompt
+
+
 def test_arithmetic_from_a_file(tmp_path):
     rows = [{"context": "25 - 759 =", "continuation": " -734"}, {"context": "17 * 94 =", "continuation": " 1598"}]
     put(tmp_path, "simple_arithmetic_withspaces.jsonl", *rows)
