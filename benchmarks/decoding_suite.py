@@ -101,8 +101,10 @@ JOBS = {
     "chains-leader": Job("leader", CHAINS, 9, CHAINS_LEADER, "causal", "Chains of nine sums, leader"),
     "functions": Job("full", "infill", 32, LONG, "recompute", "A statement of a held-out function"),
     "functions-caches": Job("full", "infill", 32, CACHED, KEPT, "A statement of a held-out function, every cache"),
-    "functions-similar": Job("full", SIMILAR, 32, LONG, "recompute", "The same, judged by similarity"),
-    "bodies": Job("full", BODIES, 32, LONG, "recompute", "Eight lines of a held-out function, judged by similarity"),
+    "functions-similar": Job(
+        "full", SIMILAR, 32, LONG, "recompute", "A statement of a held-out function, by similarity"
+    ),
+    "bodies": Job("full", BODIES, 32, LONG, "recompute", "Eight lines of a held-out function, by similarity"),
     "cloze": Job("full", CLOZE, 32, LONG, "recompute", "Story cloze"),
     "middles": Job("full", MIDDLES, 32, LONG, "recompute", "Five sentences in the middle of a story"),
     "middles-caches": Job("full", MIDDLES, 32, CACHED, KEPT, "Five sentences in the middle of a story, every cache"),
