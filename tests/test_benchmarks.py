@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil import hub
+from unveil import hub, spec
 from unveil.start import start
 from unveil.train import Recipe
 
@@ -330,3 +330,16 @@ def test_training_parts(script, tmp_path):
     ]
     assert {one["dtype"] for one in parts} == {"float32", "bfloat16"}
     assert all(one["ratio"] > 0 for one in parts)
+
+
+def test_decoding_suite_asks_each_job_for_what_it_needs(script, capsys):
+    suite = script("decoding_suite")
+    for words, said in ((["--jobs", "cloze", "--full", "x"], "cloze wants --data"), ([], "sudoku-full wants --full")):
+        with pytest.raises(SystemExit):
+            suite.main(words)
+        assert said in capsys.readouterr().err
+    for job in suite.JOBS.values():
+        spec.build("tasks", job.task.format(data="stories.txt"))
+        for decoder in job.decoders.split(";"):
+            spec.build("decoders", decoder)
+        assert set(job.caches.split(";")) <= set(spec.names("caches"))
