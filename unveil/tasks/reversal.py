@@ -14,10 +14,12 @@ DIRECTIONS = ("both", "forward", "reverse")
 
 @dataclass
 class Reversal(Task):
-    """Pairs of made-up names. Training shows every pair as "left > right", and for most of them asks both questions:
-    what follows the left, and what precedes the right. Tests ask the pairs whose questions were never asked.
+    """Pairs of made-up names. Training shows every pair as "left > right", a text of its own, and for most of them asks
+    both questions: what follows the left, and what precedes the right. Tests ask the pairs whose questions were never
+    asked, and which were seen one way round alone.
 
-    A small form of LLaDA's reversal task (2502.09992, section 3.3); it is about the share of reverse to forward.
+    A small form of LLaDA's reversal task (2502.09992, section 3.3); it is about the share of reverse to forward. A name
+    has a space before it wherever it stands, so that every tokenizer reads it alike.
 
     pairs      of names, always the same for the same `world`
     syllables  of a name
@@ -43,7 +45,10 @@ class Reversal(Task):
 
     def questions(self, pair: tuple[str, str]) -> list[Example]:
         left, right = pair
-        both = Example(f"after {left}:\n", right, kind="forward"), Example(f"before {right}:\n", left, kind="reverse")
+        both = (
+            Example(f"after {left}:", f" {right}", kind="forward"),
+            Example(f"before {right}:", f" {left}", kind="reverse"),
+        )
         return [each for each in both if self.direction in ("both", each.kind)]
 
     def pool(self, split: str) -> list[Example]:
@@ -52,7 +57,7 @@ class Reversal(Task):
         if split == "test":
             return [each for pair in tests for each in self.questions(pair)]
         aside = set(tests)
-        shown = [Example(f"pair {left} > ", right, kind="shown") for left, right in self.known]
+        shown = [Example("", f"pair {left} > {right}", kind="shown") for left, right in self.known]
         return shown + [each for pair in self.known if pair not in aside for each in self.questions(pair)]
 
     def available(self, split: str = "test") -> int | None:
@@ -70,7 +75,7 @@ class Reversal(Task):
 
     def score(self, example: Example, completion: str) -> float:
         """Is the name in what was written? As the published task judges."""
-        return float(example.answer in completion.split("\n")[0].split())
+        return float(example.answer.strip() in completion.split("\n")[0].split())
 
 
 def named(count: int, syllables: int, world: int) -> list[tuple[str, str]]:
