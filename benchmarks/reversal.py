@@ -26,6 +26,7 @@ from unveil.tasks.reversal import Reversal
 from unveil.train import Recipe, train
 
 WORK = Path(os.environ.get("UNVEIL_CACHE", "~/.cache/unveil")).expanduser() / "bench" / "reversal"
+RECIPE = ROOT / "recipes" / "reversal.toml"
 AR, PARENT = "autoregressive", "parent"
 KINDS = ("forward", "reverse")
 TAUGHT = 100  # pairs whose questions training asked, that are asked again
@@ -63,19 +64,18 @@ TOLD = {
 class Plan:
     """How much is trained and on what."""
 
-    pairs: int = 400
-    syllables: int = 2
-    steps: int = 600
-    rows: int = 128
-    lr: float = 2.5e-3
+    pairs: int = 300
+    steps: int = 500
+    rows: int = 160
+    lr: float = 4e-3
 
     def task(self, world: int) -> str:
-        return f"reversal(pairs={self.pairs}, syllables={self.syllables}, world={world}, length=2)"
+        return f"reversal(pairs={self.pairs}, syllables=2, world={world}, away=3, repeats=2, length=2)"
 
     @property
     def key(self) -> str:
         """What runs of this plan are kept under."""
-        told = json.dumps([asdict(self), (ROOT / "recipes" / "reversal.toml").read_text()])
+        told = json.dumps([self.task(0), asdict(self), Recipe.read(RECIPE).plain()])
         return blake2b(told.encode(), digest_size=6).hexdigest()
 
 
@@ -93,7 +93,7 @@ def run(name: str, plan: Plan, seed: int, folder: Path) -> dict:
     arm, (task, rows) = ARMS[name], made(plan, seed, folder)
     given = {"steps": arm.share * plan.steps, "rows": plan.rows, "lr": plan.lr, "seed": seed, "data": rows}
     given |= {"parent": str(folder / arm.parent)} if arm.parent else {}
-    recipe = Recipe.read(ROOT / "recipes" / "reversal.toml", objective=arm.objective, **given)
+    recipe = Recipe.read(RECIPE, objective=arm.objective, **given)
     began, cpu = time.perf_counter(), time.process_time()
     ready = start(recipe)
     history = train(

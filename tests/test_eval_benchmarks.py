@@ -59,3 +59,35 @@ def test_retention(script, tmp_path, monkeypatch, capsys):
     assert results(tmp_path, "retention")["lines"] == found["lines"]
     with pytest.raises(ValueError, match="expected NAME=FOLDER, got 'dlm'"):
         retention.Entrant.of("dlm")
+
+
+def test_reversal(script, tmp_path, monkeypatch):
+    reversal = script("reversal")
+    tiny = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    recipe = "".join(
+        f"{name} = {tiny[name]}\n" if (name := line.split(" ")[0]) in tiny else f"{line}\n"
+        for line in reversal.RECIPE.read_text().splitlines()
+    )
+    monkeypatch.setattr(reversal, "RECIPE", tmp_path / "tiny.toml")
+    reversal.RECIPE.write_text(recipe)
+    words = ["--pairs", "30", "--steps", "2", "--rows", "4", "--seeds", "2", "--arms", "full", "masked"]
+    reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    found = results(tmp_path, "reversal")
+    assert set(found["runs"]) == {"full", "masked"}
+    for name, (one, other) in found["runs"].items():
+        assert (one["positions"], other["positions"]) == (2 * 2 * 4 * 6,) * 2, "of the parent and of its adaptation"
+        assert one["unseen"].keys() == one["taught"].keys() == {"forward", "reverse"}
+        assert len(one["unseen"]["forward"]) == len(one["unseen"]["reverse"]) > 0
+        assert found["pooled"][name]["forward"]["mean"] <= found["pooled"][name]["forward"]["high"]
+    kept = found["runs"]["masked"]
+    reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    assert results(tmp_path, "reversal")["runs"]["masked"] == kept, "what is trained is taken up"
+
+
+def test_a_ratio_of_directions(script):
+    reversal = script("reversal")
+    forward, reverse = reversal.np.array([1.0] * 8 + [0.0] * 2), reversal.np.array([1.0] * 4 + [0.0] * 6)
+    found = reversal.ratio(forward, reverse)
+    assert found.mean == 0.5
+    assert found.low < 0.5 < found.high < 1
+    assert reversal.ratio(reverse * 0, forward) is None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import SPLITS, Example, Task, checked, held_out
+from . import AWAY, SPLITS, Example, Task, checked, held_out
 
 ONSETS, VOWELS = "bdfgklmnprstvz", "aeiou"
 DIRECTIONS = ("both", "forward", "reverse")
@@ -25,12 +25,16 @@ class Reversal(Task):
     syllables  of a name
     direction  both, forward or reverse: what tests ask
     world      which names there are
+    away       one pair of so many is for tests
+    repeats    how often a round of training shows a pair, for once that it asks each question
     """
 
     pairs: int = 1000
     syllables: int = 3
     direction: str = "both"
     world: int = 0
+    away: int = AWAY
+    repeats: int = 1
     length: int = field(default=12, kw_only=True)
     known: list[tuple[str, str]] = field(init=False, repr=False, compare=False)
 
@@ -41,6 +45,8 @@ class Reversal(Task):
         most = (len(ONSETS) * len(VOWELS)) ** self.syllables // 4 if self.syllables in range(1, 7) else 0
         if not 8 <= self.pairs <= most:
             raise ValueError(f"expected 1 to 6 syllables and 8 to {most} pairs of such names, got {self.pairs}")
+        if self.away < 2 or self.repeats < 1:
+            raise ValueError(f"away is at least 2 and repeats at least 1, got {self.away} and {self.repeats}")
         self.known = named(self.pairs, self.syllables, self.world)
 
     def questions(self, pair: tuple[str, str]) -> list[Example]:
@@ -53,12 +59,14 @@ class Reversal(Task):
 
     def pool(self, split: str) -> list[Example]:
         """Training: all pairs as they stand, and both questions of those that are not for tests."""
-        tests = [pair for pair in self.known if held_out(" > ".join(pair))]
+        tests = [pair for pair in self.known if held_out(" > ".join(pair), self.away)]
         if split == "test":
             return [each for pair in tests for each in self.questions(pair)]
         aside = set(tests)
         shown = [Example("", f"pair {left} > {right}", kind="shown") for left, right in self.known]
-        return shown + [each for pair in self.known if pair not in aside for each in self.questions(pair)]
+        return shown * self.repeats + [
+            each for pair in self.known if pair not in aside for each in self.questions(pair)
+        ]
 
     def available(self, split: str = "test") -> int | None:
         return len(self.pool(split))
