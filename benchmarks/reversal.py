@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unveil import hub, spec
+from unveil.attention import FULL
 from unveil.evaluate.intervals import Interval, resampled, wilson
 from unveil.evaluate.suite import Candidate, How, evaluate
 from unveil.start import start
@@ -35,28 +36,25 @@ PUBLISHED = {"LLaDA 8B": (48.8, 42.4), "GPT-4o": (82.7, 34.3), "Qwen2.5 7B": (75
 
 @dataclass(frozen=True)
 class Arm:
-    """A model: what it is trained by, from what, and for how many times the parent's updates."""
+    """A model: what it is trained by, from what, and for how many times the parent's updates.
 
-    objective: str
+    `whole`: it is the parent itself, asked under full attention instead of its own.
+    """
+
+    told: str
+    objective: str = AR
     parent: str = ""
     share: int = 1
+    whole: bool = False
 
 
 ARMS = {
-    PARENT: Arm(AR),
-    "continued": Arm(AR, PARENT),
-    "masked": Arm("masked", share=2),
-    "full": Arm("adapt(anneal=0.3)", PARENT),
-    "leader2": Arm("leader(n=2)", PARENT),
-    "leader5": Arm("leader(n=5)", PARENT),
-}
-TOLD = {
-    PARENT: "autoregressive, half the tokens",
-    "continued": "autoregressive",
-    "masked": "masked, from random weights",
-    "full": "adapted: full attention, shifted",
-    "leader2": "adapted: leader, blocks of 3 (one name each)",
-    "leader5": "adapted: leader, one block of 6 (both names)",
+    PARENT: Arm("autoregressive, half the positions"),
+    "continued": Arm("autoregressive", parent=PARENT),
+    "masked": Arm("masked, from random weights", "masked", share=2),
+    "full": Arm("adapted to full attention, shifted", "adapt(anneal=0.3)", PARENT),
+    "leader": Arm("adapted to the leader layout", "leader(n=5, full=0.5)", PARENT),
+    "leader-whole": Arm("the same, under full attention", parent="leader", share=0, whole=True),
 }
 
 
@@ -64,10 +62,10 @@ TOLD = {
 class Plan:
     """How much is trained and on what."""
 
-    pairs: int = 300
-    steps: int = 500
-    rows: int = 160
-    lr: float = 4e-3
+    pairs: int = 200
+    steps: int = 600
+    rows: int = 64
+    lr: float = 1.5e-3
 
     def task(self, world: int) -> str:
         return f"reversal(pairs={self.pairs}, syllables=2, world={world}, away=3, repeats=2, length=2)"
@@ -91,36 +89,45 @@ def made(plan: Plan, world: int, folder: Path) -> tuple[Reversal, str]:
 def run(name: str, plan: Plan, seed: int, folder: Path) -> dict:
     """One model trained, and asked what was never asked, and what was."""
     arm, (task, rows) = ARMS[name], made(plan, seed, folder)
-    given = {"steps": arm.share * plan.steps, "rows": plan.rows, "lr": plan.lr, "seed": seed, "data": rows}
-    given |= {"parent": str(folder / arm.parent)} if arm.parent else {}
-    recipe = Recipe.read(RECIPE, objective=arm.objective, **given)
     began, cpu = time.perf_counter(), time.process_time()
-    ready = start(recipe)
-    history = train(
-        ready.model,
-        ready.objective,
-        ready.corpus.train,
-        ready.recipe,
-        out=folder / name,
-        text=ready.text,
-        overwrite=True,
-        console=Console(file=io.StringIO()),
-    ).history
-    spent, updates = time.process_time() - cpu, (arm.share + bool(arm.parent)) * plan.steps
-    candidate = Candidate(name, *hub.load(str(folder / name)))
+    if arm.share:
+        given = {"steps": arm.share * plan.steps, "rows": plan.rows, "lr": plan.lr, "seed": seed, "data": rows}
+        given |= {"parent": str(folder / arm.parent)} if arm.parent else {}
+        trained(Recipe.read(RECIPE, objective=arm.objective, **given), folder / name)
+    spent, updates = time.process_time() - cpu, plan.steps * (2 if arm.parent else arm.share)  # its parent's too
+    candidate = Candidate(name, *hub.load(str(folder / (name if arm.share else arm.parent))))
+    if arm.whole:
+        candidate.model.attention = FULL
     taught = [each for each in task.pool("train") if each.kind in KINDS][: 2 * TAUGHT]
     return {
         "arm": asdict(arm),
         "seed": seed,
         "parameters": sum(each.numel() for each in candidate.model.parameters()),
-        "positions": updates * recipe.rows * recipe.length,  # of the parent and of this run
-        "loss": next(line["loss"] for line in reversed(history) if "loss" in line),
+        "positions": updates * plan.rows * Recipe.read(RECIPE).length,
         "unseen": asked(candidate, task, task.pool("test")),
         "taught": asked(candidate, task, taught),
         "processor_seconds": spent,
         "seconds": time.perf_counter() - began,
         **stamp(),
     }
+
+
+def trained(recipe: Recipe, out: Path) -> None:
+    """What `unveil train` makes of a recipe."""
+    ready, quiet = start(recipe), Console(file=io.StringIO())
+    data = ready.corpus.train
+    train(ready.model, ready.objective, data, ready.recipe, out=out, text=ready.text, overwrite=True, console=quiet)
+
+
+def finished(name: str, plan: Plan, seed: int, folder: Path) -> dict:
+    """A run, or what an earlier one left, after those that it begins from."""
+    path = folder / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if kept.get("arm") != asdict(ARMS[name]):
+        if ARMS[name].parent:
+            finished(ARMS[name].parent, plan, seed, folder)
+        put(path, json.dumps(kept := run(name, plan, seed, folder)) + "\n")
+    return kept
 
 
 def asked(candidate: Candidate, task: Reversal, problems: Sequence[Example]) -> dict[str, list[float]]:
@@ -165,7 +172,7 @@ def show(report: Report, found: dict[str, list[dict]]) -> dict[str, dict]:
         per = [" / ".join(f"{100 * np.mean(run['unseen'][kind]):.0f}" for run in runs) for kind in KINDS]
         taught = [f"{100 * pooled(runs, 'taught', kind).mean():.0f}" for kind in KINDS]
         lines.append(
-            [f"{name}: {TOLD[name]}", told(ends["forward"]), told(ends["reverse"]), told(ends["ratio"], 1, 2),
+            [f"{name}: {ARMS[name].told}", told(ends["forward"]), told(ends["reverse"]), told(ends["ratio"], 1, 2),
              *per, *taught, sum(run["processor_seconds"] for run in runs) / len(runs)]
         )  # fmt: skip
     one = next(iter(found.values()))
@@ -198,19 +205,12 @@ def main(words: Sequence[str] | None = None) -> None:
     report, found = Report("reversal", given["results"]), {name: [] for name in given["arms"]}
     for seed in range(given["seeds"]):
         for name in given["arms"]:
-            folder = given["work"] / plan.key / str(seed)
-            for each in dict.fromkeys((ARMS[name].parent or name, name)):
-                path = folder / f"{each}.json"
-                if not path.exists():
-                    put(path, json.dumps(run(each, plan, seed, folder)) + "\n")
-            found[name].append(one := json.loads(path.read_text(encoding="utf-8")))
+            found[name].append(one := finished(name, plan, seed, given["work"] / plan.key / str(seed)))
             means = [100 * np.mean(one["unseen"][kind]) for kind in KINDS]
-            said = "seed {}, {}: forward {:.0f} %, reverse {:.0f} %, {:.0f} s".format(
-                seed, name, *means, one["seconds"]
-            )
+            said = "{} of seed {}: forward {:.0f} %, reverse {:.0f} %".format(name, seed, *means)
             report.console.print(said, markup=False, highlight=False)
     numbers = show(report, found)
-    report.write({"plan": asdict(plan), "arms": {name: TOLD[name] for name in found}, "pooled": numbers, "runs": found})
+    report.write({"plan": asdict(plan), "pooled": numbers, "runs": found})
 
 
 if __name__ == "__main__":

@@ -70,11 +70,14 @@ def test_reversal(script, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(reversal, "RECIPE", tmp_path / "tiny.toml")
     reversal.RECIPE.write_text(recipe)
-    words = ["--pairs", "30", "--steps", "2", "--rows", "4", "--seeds", "2", "--arms", "full", "masked"]
+    words = ["--pairs", "30", "--steps", "2", "--rows", "4", "--seeds", "2", "--arms", "masked", "leader-whole"]
     reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
     found = results(tmp_path, "reversal")
-    assert set(found["runs"]) == {"full", "masked"}
+    assert set(found["runs"]) == {"masked", "leader-whole"}
+    runs = {path.stem for path in (tmp_path / "work").rglob("0/*.json")}
+    assert runs == {"parent", "masked", "leader", "leader-whole"}, "what an arm begins from is trained first"
     for name, (one, other) in found["runs"].items():
+        assert one["arm"] == {**one["arm"], "whole": name == "leader-whole"}
         assert (one["positions"], other["positions"]) == (2 * 2 * 4 * 6,) * 2, "of the parent and of its adaptation"
         assert one["unseen"].keys() == one["taught"].keys() == {"forward", "reverse"}
         assert len(one["unseen"]["forward"]) == len(one["unseen"]["reverse"]) > 0

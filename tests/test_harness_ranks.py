@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import torch
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 pytest.importorskip("lm_eval")
@@ -107,7 +108,7 @@ def test_one_process_is_alone(monkeypatch):
     assert met() == (0, 1)
     assert own("cuda:0") == "cuda:0"
     assert collected("it", 0, 1) == ["it"]
-    assert joint(found := object(), 1) is found
+    assert joint(found := torch.ones(2), 1) is found
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert (own("cuda"), own("cuda:0"), own("cpu")) == ("cuda:1", "cuda:1", "cpu")
