@@ -41,3 +41,8 @@ def harnessed(words: list[str]) -> tuple[int, str, str]:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
     return code, out.getvalue(), errors.getvalue()
+
+
+def all_harnessed(many: list[list[str]]) -> list[tuple[int, str, str]]:
+    """One after the other, since starting a process takes longer than what it does."""
+    return [harnessed(words) for words in many]

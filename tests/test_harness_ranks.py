@@ -9,8 +9,9 @@ import torch
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 pytest.importorskip("lm_eval")
 
-from harnessing import harnessed
+from harnessing import all_harnessed, harnessed
 from launching import launched
+from test_harness import ROLLING
 from toy import checkpoint
 
 from unveil.evaluate.shares import collected, joint, met, numbers, own
@@ -25,13 +26,6 @@ doc_to_choice: choices
 doc_to_target: 0
 target_delimiter: ""
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-ROLLING = """
-task: local_rolling
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: text
-metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]
 """
 WRITE = """
 task: local_write
@@ -50,9 +44,8 @@ def given(tmp_path, monkeypatch):
     """Words that ask a tiny leader model three local tasks."""
     rows = [{"question": each, "choices": ["ab", "cd", "ef"], "text": each * 4} for each in QUESTIONS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for number, task in enumerate((CHOICE, ROLLING, WRITE)):
-        common = COMMON.replace("DATA", str(tmp_path / "rows.jsonl"))
-        (tmp_path / f"{number}.yaml").write_text(task + common)
+    for number, task in enumerate((CHOICE + COMMON, ROLLING, WRITE + COMMON)):
+        (tmp_path / f"{number}.yaml").write_text(task.replace("DATA", str(tmp_path / "rows.jsonl")))
     checkpoint(tmp_path / "model", "leader", 4)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = ["--model_args", f"pretrained={tmp_path / 'model'}", "draws=2", "max_length=40"]
@@ -74,9 +67,13 @@ def test_two_processes_give_the_numbers_of_one(given, tmp_path):
     code, out, errors = harnessed(words[0])
     assert not code, errors
     wanted = json.loads(out.splitlines()[-1])
-    (code, out, errors), (other, silent, _) = launched(2, harnessed, words[1])
+    wrong = [each.replace("draws=2", "drawz=2") for each in words[1]]
+    (refused, (code, out, errors)), (quiet, (other, silent, _)) = launched(2, all_harnessed, [wrong, words[1]])
     assert code == other == 0, errors
     assert not silent, "one of the processes speaks"
+    assert refused[0] == quiet[0] == 2, "what one refuses all refuse"
+    assert "unveil: no model argument called 'drawz'" in refused[2]
+    assert "unveil: " not in quiet[2]
     assert json.loads(out.splitlines()[-1])["results"] == wanted["results"]
     one, two = answered(tmp_path / "one"), answered(tmp_path / "two")
     assert len(one) == 3 * len(QUESTIONS)
@@ -85,14 +82,6 @@ def test_two_processes_give_the_numbers_of_one(given, tmp_path):
         assert [told[: len(each)] for told, each in zip(two[problem], wanted, strict=True)] == wanted
     drawn = [found[0] for (task, _), found in one.items() if task == "samples_local_write"]
     assert any(first != second for first, second in drawn), "what is written twice is drawn twice"
-
-
-def test_what_one_refuses_all_refuse_and_one_says(given):
-    wrong = [each.replace("draws=2", "draws=0") for each in given]
-    (code, _, errors), (other, _, silent) = launched(2, harnessed, wrong)
-    assert code == other == 2
-    assert "unveil: " in errors
-    assert "unveil: " not in silent
 
 
 def test_the_numbers_of_problems_do_not_depend_on_the_share():
