@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -20,7 +19,7 @@ from rich.console import Console
 from unveil import hub, spec
 from unveil.attention import FULL
 from unveil.evaluate.intervals import Interval, resampled, wilson
-from unveil.evaluate.suite import Candidate, How, evaluate
+from unveil.evaluate.suite import Candidate, How, evaluate, refusal
 from unveil.start import start
 from unveil.tasks import Example
 from unveil.tasks.reversal import Reversal
@@ -87,27 +86,28 @@ def made(plan: Plan, world: int, folder: Path) -> tuple[Reversal, str]:
 
 
 def run(name: str, plan: Plan, seed: int, folder: Path) -> dict:
-    """One model trained, and asked what was never asked, and what was."""
+    """One model trained, where it is not there already, and asked what was never asked, and what was."""
     arm, (task, rows) = ARMS[name], made(plan, seed, folder)
-    began, cpu = time.perf_counter(), time.process_time()
-    if arm.share:
+    place = folder / (name if arm.share else arm.parent)
+    if not (place / "model.safetensors").exists():
         given = {"steps": arm.share * plan.steps, "rows": plan.rows, "lr": plan.lr, "seed": seed, "data": rows}
         given |= {"parent": str(folder / arm.parent)} if arm.parent else {}
-        trained(Recipe.read(RECIPE, objective=arm.objective, **given), folder / name)
-    spent, updates = time.process_time() - cpu, plan.steps * (2 if arm.parent else arm.share)  # its parent's too
-    candidate = Candidate(name, *hub.load(str(folder / (name if arm.share else arm.parent))))
+        trained(Recipe.read(RECIPE, objective=arm.objective, **given), place)
+    updates = plan.steps * (2 if arm.parent else arm.share)  # its parent's too
+    candidate = Candidate(name, *hub.load(str(place)))
     if arm.whole:
         candidate.model.attention = FULL
+    questions = task.pool("test")
     taught = [each for each in task.pool("train") if each.kind in KINDS][: 2 * TAUGHT]
     return {
         "arm": asdict(arm),
         "seed": seed,
+        "pairs": len(questions) // 2,
         "parameters": sum(each.numel() for each in candidate.model.parameters()),
         "positions": updates * plan.rows * Recipe.read(RECIPE).length,
-        "unseen": asked(candidate, task, task.pool("test")),
-        "taught": asked(candidate, task, taught),
-        "processor_seconds": spent,
-        "seconds": time.perf_counter() - began,
+        "question": right(candidate, task, questions),
+        "blank": right(candidate, task, blanks(questions)),
+        "taught": right(candidate, task, taught),
         **stamp(),
     }
 
@@ -130,11 +130,24 @@ def finished(name: str, plan: Plan, seed: int, folder: Path) -> dict:
     return kept
 
 
-def asked(candidate: Candidate, task: Reversal, problems: Sequence[Example]) -> dict[str, list[float]]:
-    """What is right of the questions of either direction, in the order of the pairs."""
-    found = evaluate(candidate, "reversal", task, problems, How())
-    values = found.values("accuracy")
-    return {kind: [float(v) for v, k in zip(values, found.kinds, strict=True) if k == kind] for kind in KINDS}
+def blanks(questions: Sequence[Example]) -> list[Example]:
+    """The texts of these pairs, as training has them, without the name that is asked for."""
+    found = []
+    for each in questions:
+        name, answer = each.prompt.split()[1].rstrip(":"), each.answer
+        forward = Example(f"pair {name} >", answer, kind="forward")
+        found.append(forward if each.kind == "forward" else Example("pair", answer, f" > {name}", kind="reverse"))
+    return found
+
+
+def right(candidate: Candidate, task: Reversal, problems: Sequence[Example]) -> dict[str, list[float]]:
+    """What is right in either direction, in the order of the pairs; nothing where a model cannot be asked that way."""
+    found: dict[str, list[float]] = {}
+    for kind in KINDS:
+        some = [each for each in problems if each.kind == kind]
+        able = refusal(candidate, task, some, How()) is None
+        found[kind] = evaluate(candidate, "reversal", task, some, How()).part.figures["accuracy"] if able else []
+    return found
 
 
 def ratio(forward: NDArray[np.float64], reverse: NDArray[np.float64]) -> Interval | None:
@@ -147,8 +160,8 @@ def ratio(forward: NDArray[np.float64], reverse: NDArray[np.float64]) -> Interva
     return Interval(float(reverse.sum() / forward.sum()), float(low), float(high))
 
 
-def share(values: NDArray[np.float64]) -> Interval:
-    return wilson(values, np.arange(len(values)))
+def share(values: NDArray[np.float64]) -> Interval | None:
+    return wilson(values, np.arange(len(values))) if len(values) else None
 
 
 def told(found: Interval | None, scale: float = 100, digits: int = 1) -> str:
@@ -157,33 +170,37 @@ def told(found: Interval | None, scale: float = 100, digits: int = 1) -> str:
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(scale * x for x in (found.mean, found.low, found.high)), d=digits)
 
 
-def pooled(runs: Sequence[dict], side: str, kind: str) -> NDArray[np.float64]:
-    """All seeds' scores, one behind the other."""
-    return np.concatenate([np.array(each[side][kind]) for each in runs])
+def ends(runs: Sequence[dict], side: str) -> dict[str, Interval | None]:
+    """Both directions and their ratio, over the pairs of all seeds."""
+    forward, reverse = (np.concatenate([np.array(run[side][kind]) for run in runs]) for kind in KINDS)
+    found = {"forward": share(forward), "reverse": share(reverse)}
+    return found | {"ratio": ratio(forward, reverse) if len(reverse) else None}
 
 
 def show(report: Report, found: dict[str, list[dict]]) -> dict[str, dict]:
     """The tables, and the numbers in them."""
-    lines, numbers = [], {}
-    for name, runs in found.items():
-        forward, reverse = (pooled(runs, "unseen", kind) for kind in KINDS)
-        ends = {"forward": share(forward), "reverse": share(reverse), "ratio": ratio(forward, reverse)}
-        numbers[name] = {key: end and asdict(end) for key, end in ends.items()}
-        per = [" / ".join(f"{100 * np.mean(run['unseen'][kind]):.0f}" for run in runs) for kind in KINDS]
-        taught = [f"{100 * pooled(runs, 'taught', kind).mean():.0f}" for kind in KINDS]
-        lines.append(
-            [f"{name}: {ARMS[name].told}", told(ends["forward"]), told(ends["reverse"]), told(ends["ratio"], 1, 2),
-             *per, *taught, sum(run["processor_seconds"] for run in runs) / len(runs)]
-        )  # fmt: skip
     one = next(iter(found.values()))
-    title = (
-        f"{len(pooled(one, 'unseen', 'forward'))} pairs of {len(one)} seeds whose questions were never asked, "
-        f"{one[0]['parameters'] / 1e6:.1f} M parameters; right, %, with 95 % intervals"
-    )
-    heads = ["model", "forward", "reverse", "reverse / forward", "forward by seed", "reverse by seed"]
-    report.table(title, [*heads, "taught: forward", "reverse", "CPU seconds"], lines)
+    heads, numbers = ["model", "forward", "reverse", "reverse / forward"], {}
+    about = f"{one[0]['parameters'] / 1e6:.1f} M parameters, {len(one)} seeds, {one[0]['pairs']} pairs each"
+    titles = {
+        "question": f"Questions of pairs of which none was asked in training; {about}; right, %, with 95 % intervals",
+        "blank": "The texts of the same pairs, with a blank for the name",
+        "taught": "Questions that training asked",
+    }
+    for side, title in titles.items():
+        lines = []
+        for name, runs in found.items():
+            some = ends(runs, side)
+            numbers.setdefault(name, {})[side] = {key: end and asdict(end) for key, end in some.items()}
+            seeds = [
+                " / ".join(f"{100 * np.mean(run[side][kind]):.0f}" if run[side][kind] else "-" for run in runs)
+                for kind in KINDS
+            ]
+            cells = [told(some["forward"]), told(some["reverse"]), told(some["ratio"], 1, 2)]
+            lines.append([f"{name}: {ARMS[name].told}", *cells, *seeds])
+        report.table(title, [*heads, "forward, by seed", "reverse, by seed"], lines)
     lines = [[name, forward, reverse, f"{reverse / forward:.2f}"] for name, (forward, reverse) in PUBLISHED.items()]
-    report.table("published: 496 Chinese couplets, as LLaDA's paper has them", heads[:4], lines)
+    report.table("Published: 496 Chinese couplets, as LLaDA's paper has them", heads, lines)
     return numbers
 
 
@@ -206,7 +223,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for seed in range(given["seeds"]):
         for name in given["arms"]:
             found[name].append(one := finished(name, plan, seed, given["work"] / plan.key / str(seed)))
-            means = [100 * np.mean(one["unseen"][kind]) for kind in KINDS]
+            means = [100 * np.mean(one["question"][kind]) for kind in KINDS]
             said = "{} of seed {}: forward {:.0f} %, reverse {:.0f} %".format(name, seed, *means)
             report.console.print(said, markup=False, highlight=False)
     numbers = show(report, found)

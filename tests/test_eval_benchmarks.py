@@ -70,18 +70,35 @@ def test_reversal(script, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(reversal, "RECIPE", tmp_path / "tiny.toml")
     reversal.RECIPE.write_text(recipe)
-    words = ["--pairs", "30", "--steps", "2", "--rows", "4", "--seeds", "2", "--arms", "masked", "leader-whole"]
+    words = [
+        "--pairs",
+        "30",
+        "--steps",
+        "2",
+        "--rows",
+        "4",
+        "--seeds",
+        "2",
+        "--arms",
+        "parent",
+        "masked",
+        "leader-whole",
+    ]
     reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
     found = results(tmp_path, "reversal")
-    assert set(found["runs"]) == {"masked", "leader-whole"}
+    assert set(found["runs"]) == {"parent", "masked", "leader-whole"}
+    assert found["runs"]["parent"][0]["blank"]["reverse"] == [], "it does not look at what follows"
+    assert found["pooled"]["parent"]["blank"]["ratio"] is None
     runs = {path.stem for path in (tmp_path / "work").rglob("0/*.json")}
     assert runs == {"parent", "masked", "leader", "leader-whole"}, "what an arm begins from is trained first"
     for name, (one, other) in found["runs"].items():
         assert one["arm"] == {**one["arm"], "whole": name == "leader-whole"}
-        assert (one["positions"], other["positions"]) == (2 * 2 * 4 * 6,) * 2, "of the parent and of its adaptation"
-        assert one["unseen"].keys() == one["taught"].keys() == {"forward", "reverse"}
-        assert len(one["unseen"]["forward"]) == len(one["unseen"]["reverse"]) > 0
-        assert found["pooled"][name]["forward"]["mean"] <= found["pooled"][name]["forward"]["high"]
+        both = (1 if name == "parent" else 2) * 2 * 4 * 6
+        assert one["positions"] == other["positions"] == both, "of the parent and of its adaptation"
+        for side in ("question", "blank")[: 1 if name == "parent" else 2]:
+            assert len(one[side]["forward"]) == len(one[side]["reverse"]) == one["pairs"] > 0
+        pooled = found["pooled"][name]["question"]["forward"]
+        assert pooled["low"] <= pooled["mean"] <= pooled["high"]
     kept = found["runs"]["masked"]
     reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
     assert results(tmp_path, "reversal")["runs"]["masked"] == kept, "what is trained is taken up"
