@@ -51,7 +51,9 @@ ARMS = {
     PARENT: Arm("autoregressive, half the positions"),
     "continued": Arm("autoregressive", parent=PARENT),
     "masked": Arm("masked, from random weights", "masked", share=2),
+    "masked-long": Arm("masked, twice the positions", "masked", "masked", 2),
     "full": Arm("adapted to full attention, shifted", "adapt(anneal=0.3)", PARENT),
+    "leader-apart": Arm("adapted, in blocks that part the names", "leader(n=2, full=0)", PARENT),
     "leader": Arm("adapted to the leader layout", "leader(n=5, full=0.5)", PARENT),
     "leader-whole": Arm("the same, under full attention", parent="leader", share=0, whole=True),
 }
@@ -89,11 +91,12 @@ def run(name: str, plan: Plan, seed: int, folder: Path) -> dict:
     """One model trained, where it is not there already, and asked what was never asked, and what was."""
     arm, (task, rows) = ARMS[name], made(plan, seed, folder)
     place = folder / (name if arm.share else arm.parent)
-    if not (place / "model.safetensors").exists():
+    if arm.share:
         given = {"steps": arm.share * plan.steps, "rows": plan.rows, "lr": plan.lr, "seed": seed, "data": rows}
         given |= {"parent": str(folder / arm.parent)} if arm.parent else {}
-        trained(Recipe.read(RECIPE, objective=arm.objective, **given), place)
-    updates = plan.steps * (2 if arm.parent else arm.share)  # its parent's too
+        recipe, known = Recipe.read(RECIPE, objective=arm.objective, **given), place / "recipe.toml"
+        if not (place / "model.safetensors").exists() or known.read_text(encoding="utf-8") != recipe.toml():
+            trained(recipe, place)
     candidate = Candidate(name, *hub.load(str(place)))
     if arm.whole:
         candidate.model.attention = FULL
@@ -104,12 +107,18 @@ def run(name: str, plan: Plan, seed: int, folder: Path) -> dict:
         "seed": seed,
         "pairs": len(questions) // 2,
         "parameters": sum(each.numel() for each in candidate.model.parameters()),
-        "positions": updates * plan.rows * Recipe.read(RECIPE).length,
+        "positions": shares(name) * plan.steps * plan.rows * Recipe.read(RECIPE).length,
         "question": right(candidate, task, questions),
         "blank": right(candidate, task, blanks(questions)),
         "taught": right(candidate, task, taught),
         **stamp(),
     }
+
+
+def shares(name: str) -> int:
+    """How many times the parent's updates an arm has behind it, those of what it begins from included."""
+    arm = ARMS[name]
+    return arm.share + (shares(arm.parent) if arm.parent else 0)
 
 
 def trained(recipe: Recipe, out: Path) -> None:
