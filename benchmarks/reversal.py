@@ -128,11 +128,13 @@ def trained(recipe: Recipe, out: Path) -> None:
     train(ready.model, ready.objective, data, ready.recipe, out=out, text=ready.text, overwrite=True, console=quiet)
 
 
-def finished(name: str, plan: Plan, seed: int, folder: Path) -> dict:
-    """A run, or what an earlier one left, after those that it begins from."""
+def finished(name: str, plan: Plan, seed: int, folder: Path, training: bool = True) -> dict:
+    """A run, or what an earlier one left, after those that it begins from; {} where there is none and no training."""
     path = folder / f"{name}.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if kept.get("arm") != asdict(ARMS[name]):
+        if not training:
+            return {}
         if ARMS[name].parent:
             finished(ARMS[name].parent, plan, seed, folder)
         put(path, json.dumps(kept := run(name, plan, seed, folder)) + "\n")
@@ -190,7 +192,8 @@ def show(report: Report, found: dict[str, list[dict]]) -> dict[str, dict]:
     """The tables, and the numbers in them."""
     one = next(iter(found.values()))
     heads, numbers = ["model", "forward", "reverse", "reverse / forward"], {}
-    about = f"{one[0]['parameters'] / 1e6:.1f} M parameters, {len(one)} seeds, {one[0]['pairs']} pairs each"
+    pairs = " and ".join(str(run["pairs"]) for run in max(found.values(), key=len))
+    about = f"{one[0]['parameters'] / 1e6:.1f} M parameters, {pairs} pairs by seed"
     titles = {
         "question": f"Questions of pairs of which none was asked in training; {about}; right, %, with 95 % intervals",
         "blank": "The texts of the same pairs, with a blank for the name",
@@ -220,6 +223,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--report", action="store_true", help="train nothing: collect what is finished")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--work", type=Path, default=WORK, help="folder of models and finished runs; run again, it goes on"
@@ -231,10 +235,16 @@ def main(words: Sequence[str] | None = None) -> None:
     report, found = Report("reversal", given["results"]), {name: [] for name in given["arms"]}
     for seed in range(given["seeds"]):
         for name in given["arms"]:
-            found[name].append(one := finished(name, plan, seed, given["work"] / plan.key / str(seed)))
+            one = finished(name, plan, seed, given["work"] / plan.key / str(seed), not given["report"])
+            if not one:
+                continue
+            found[name].append(one)
             means = [100 * np.mean(one["question"][kind]) for kind in KINDS]
             said = "{} of seed {}: forward {:.0f} %, reverse {:.0f} %".format(name, seed, *means)
             report.console.print(said, markup=False, highlight=False)
+    found = {name: runs for name, runs in found.items() if runs}
+    if not found:
+        raise SystemExit(f"no run of this plan is finished in {given['work'] / plan.key}")
     numbers = show(report, found)
     report.write({"plan": asdict(plan), "pooled": numbers, "runs": found})
 

@@ -102,6 +102,8 @@ def test_reversal(script, tmp_path, monkeypatch):
     kept = found["runs"]["masked"]
     reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
     assert results(tmp_path, "reversal")["runs"]["masked"] == kept, "what is trained is taken up"
+    with pytest.raises(SystemExit, match="no run of this plan is finished"):
+        reversal.main([*words, "--report", "--work", str(tmp_path / "other"), "--results", str(tmp_path)])
 
 
 def test_a_ratio_of_directions(script):
