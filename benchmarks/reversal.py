@@ -52,6 +52,7 @@ ARMS = {
     "continued": Arm("autoregressive", parent=PARENT),
     "masked": Arm("masked, from random weights", "masked", share=2),
     "masked-long": Arm("masked, twice the positions", "masked", "masked", 2),
+    "random": Arm("as full, from random weights", "adapt(anneal=0.3)", share=2),
     "full": Arm("adapted to full attention, shifted", "adapt(anneal=0.3)", PARENT),
     "leader-apart": Arm("adapted, in blocks that part the names", "leader(n=2, full=0)", PARENT),
     "leader": Arm("adapted to the leader layout", "leader(n=5, full=0.5)", PARENT),
