@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from study.passes import Autoregressive, Bare, Loop, Plain, Task, single
 from study.shapes import SHAPES, network, parameters
 
 from unveil.attention import FULL, Attention
+from unveil.nn.fixed import Fixed
 from unveil.nn.transformer import Transformer
 
 NOTE = "speed only: random weights"
@@ -36,13 +38,39 @@ def agreement(ours: torch.Tensor, plain: torch.Tensor, prompt: int) -> float:
     return float((ours[:, prompt:] == plain[:, prompt:]).float().mean())
 
 
-def study(name: str, task: Task, repeats: int, dtype: torch.dtype, skip: Sequence[str] = ()) -> dict:
-    """Every way of decoding on one shape."""
+@dataclass
+class Compiled:
+    """A loop while the network's small passes are compiled."""
+
+    net: Transformer
+    loop: Loop
+    fixed: Fixed = field(init=False)
+
+    def __post_init__(self):
+        self.fixed = Fixed(self.net)
+        self.run()  # compiles
+
+    def run(self) -> torch.Tensor:
+        self.net.fixed = self.fixed
+        try:
+            return self.loop.run()
+        finally:
+            self.net.fixed = None
+
+
+def study(
+    name: str, task: Task, repeats: int, dtype: torch.dtype, skip: Sequence[str] = (), compile: bool = False
+) -> dict:
+    """Every way of decoding on one shape; with `compile` those that have a store also compiled."""
     net = network(SHAPES[name], FULL).to(dtype)
     chosen = {arm: loop for arm, loop in loops(net, task).items() if not any(word in arm for word in skip)}
     plain, alone = Plain(net, task), Autoregressive(net, task)
     forwards = {arm: len(loop.watch().passes) for arm, loop in chosen.items()}  # also warms up
     work: dict[str, Callable[[], object]] = {arm: loop.run for arm, loop in chosen.items()}
+    for arm, loop in list(chosen.items()):
+        if compile and "recompute" not in arm:
+            work[f"{arm}, compiled"] = Compiled(net, loop).run
+            forwards[f"{arm}, compiled"] = forwards[arm]
     blocks = -(-task.length // task.block)
     if "plain" not in skip:
         work["plain, float64"] = plain.run
@@ -125,6 +153,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--skip", nargs="*", default=["prefix"], help="leave out names with these words")
+    parser.add_argument("--compile", action="store_true", help="also with passes of fixed width compiled")
     parser.add_argument("--results", type=Path, default=None, help="folder of the result files")
     given = parser.parse_args(words)
     threads(given.threads)
@@ -134,7 +163,7 @@ def main(words: Sequence[str] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
         prompt = torch.randint(SHAPES[name].vocab - 1, (given.rows, given.prompt), generator=generator)
         task = Task(prompt, given.length, given.block, given.steps)
-        found.append(study(name, task, given.repeats, DTYPES[given.dtype], given.skip))
+        found.append(study(name, task, given.repeats, DTYPES[given.dtype], given.skip, given.compile))
         show(report, found[-1])
     report.write({"note": NOTE, "shapes": found})
 

@@ -45,10 +45,25 @@ LEVELS = (
     "saber;saber(n=1);saber(n=1, level=0.99);prophet(region='blank', high=11.0, mid=10.0, low=9.0);"
     "edit(tau=0.99, edit=0.99);speculative"
 )
+LONG = (
+    "threshold;threshold(tau=0.99);threshold(extrapolate=True);factor;entropy_bound;klass;credit;prophet;saber;"
+    "saber(n=1);wino;ahd;ahd(tau=0.99);tspd;focore;focore(adaptive=True)"
+)
+CHAINS_LEADER = (
+    "threshold;threshold(tau=0.99);threshold(extrapolate=True);factor;klass;credit;prophet;saber;saber(n=1);"
+    "edit(tau=0.99, edit=0.99);speculative"
+)
+CACHED = "confidence;threshold;ahd"
+CHAINS = "arithmetic(least=9, most=9, largest=5, length=84)"
+SIMILAR = "infill(judge='similarity')"
+BODIES = "infill(lines=8, judge='similarity')"
+CLOZE = "cloze(data={data!r})"
+MIDDLES = "story_infill(data={data!r}, asked=5)"
 COLUMNS = ("way to decode", "quality, %", "95 %", "less vanilla", "forwards", "tokens a forward", "tokens/s", "speed")
 
 
 GUIDE = "unconditional(scale=0.5)"
+KEPT = "prefix;dual;delayed;features"
 PICTURES = ("sudoku-full", "strict-full", "sudoku-leader")  # shown on the page
 
 
@@ -57,7 +72,7 @@ class Job:
     """One bench."""
 
     model: str  # which of the given models
-    task: str
+    task: str  # {data} stands for the given file
     block: int
     decoders: str
     caches: str
@@ -74,19 +89,33 @@ JOBS = {
         "sudoku",
         10,
         "confidence;threshold;frechet",
-        "prefix;dual;delayed;features",
+        KEPT,
         "4 x 4 Sudoku, full attention, every cache",
     ),
     "sweep-full": Job("full", "sudoku", 10, f"{SABER};{PROPHET}", "recompute", "4 x 4 Sudoku, Saber and Prophet swept"),
     "sweep-leader": Job("leader", "sudoku", 9, LEVELS, "causal", "4 x 4 Sudoku, leader, levels near 1"),
     "sudoku-leader": Job("leader", "sudoku", 9, LEADER, "causal", "4 x 4 Sudoku, leader"),
+    "chains-full": Job("full", CHAINS, 28, LONG, "recompute", "Chains of nine sums, full attention"),
+    "chains-guided": Job("full", CHAINS, 28, "threshold", "recompute", "Chains of nine sums, guided", GUIDE),
+    "chains-caches": Job("full", CHAINS, 28, CACHED, KEPT, "Chains of nine sums, every cache"),
+    "chains-leader": Job("leader", CHAINS, 9, CHAINS_LEADER, "causal", "Chains of nine sums, leader"),
+    "functions": Job("full", "infill", 32, LONG, "recompute", "A statement of a held-out function"),
+    "functions-caches": Job("full", "infill", 32, CACHED, KEPT, "A statement of a held-out function, every cache"),
+    "functions-similar": Job(
+        "full", SIMILAR, 32, LONG, "recompute", "A statement of a held-out function, by similarity"
+    ),
+    "bodies": Job("full", BODIES, 32, LONG, "recompute", "Eight lines of a held-out function, by similarity"),
+    "cloze": Job("full", CLOZE, 32, LONG, "recompute", "Story cloze"),
+    "middles": Job("full", MIDDLES, 32, LONG, "recompute", "Five sentences in the middle of a story"),
+    "middles-caches": Job("full", MIDDLES, 32, CACHED, KEPT, "Five sentences in the middle of a story, every cache"),
 }
+GRIDS = [name for name, job in JOBS.items() if job.task == "sudoku"]  # the others want models of their own
 
 
 def run(name: str, job: Job, given: argparse.Namespace, more: str) -> None:
     """The bench in a process of its own, kept in the work folder."""
     models = {"full": given.full, "leader": given.leader}
-    words = [sys.executable, "-m", "unveil", "bench", models[job.model], "--task", job.task]
+    words = [sys.executable, "-m", "unveil", "bench", models[job.model], "--task", job.task.format(data=given.data)]
     words += ["--block", str(job.block), "--decoders", job.decoders + more, "--caches", job.caches]
     words += ["--count", str(given.count), "--seeds", str(given.seeds), "--timed", str(given.timed)]
     words += ["--runs", str(given.runs), "--out", str(given.work / name), "--overwrite"]
@@ -122,9 +151,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", help="a full-attention model of the recipe tasks-full")
     parser.add_argument("--leader", help="a leader model of the recipe tasks-leader")
     parser.add_argument("--ar", help="their parent, for autoregressive decoding beside")
-    parser.add_argument("--sensor", help="a sensor of `unveil calibrate tspd` for the full model on Sudoku")
+    parser.add_argument("--sensor", help="a sensor of `unveil calibrate tspd` for the model on Sudoku or chains")
     parser.add_argument("--prophet", help="a spec from `unveil calibrate prophet` for the same")
-    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=GRIDS)
+    parser.add_argument("--data", help="stories, for the jobs that ask in them")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--timed", type=int, default=6)
@@ -135,21 +165,24 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="decoding", help="of the two files of results")
     parser.add_argument("--report", action="store_true", help="run nothing: collect what is finished")
     given = parser.parse_args(words)
-    fitted = {
-        "sudoku-full": [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor) + [given.prophet] * bool(given.prophet),
-        "strict-full": [f"tspd(sensor={given.sensor!r}, theta=0.97)"] * bool(given.sensor),
-    }
+    own = [f"tspd(sensor={given.sensor!r})"] * bool(given.sensor)
+    own += [given.prophet] * bool(given.prophet)
+    strict = [f"tspd(sensor={given.sensor!r}, theta=0.97)"] * bool(given.sensor)
+    fitted = {"sudoku-full": own, "strict-full": strict, "chains-full": own + strict, "chains-leader": own + strict}
     report, found = Report(given.name, given.results), {}
     for name in given.jobs:
         job, place = JOBS[name], given.work / name
         if not given.report and getattr(given, job.model) is None:
             parser.error(f"the job {name} wants --{job.model}")
+        if not given.report and "{data" in job.task and given.data is None:
+            parser.error(f"the job {name} wants --data")
         if not given.report:
             more = "".join(f";{each}" for each in fitted.get(name, []))
             run(name, job, given, more)
         if not (place / "bench.json").exists():
             continue
         told = json.loads((place / "bench.json").read_text())
+        told["task"] = job.task.format(data=given.data and Path(given.data).name)
         for key in ("model", "autoregressive model"):
             told[key] = told[key] and Path(told[key]).name
         found[name] = told

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 import torch
 from measure import ROOT, Report, threads, timed
-from study.clients import Answer, Server, load, serving
+from study.clients import Answer, Heard, Server, load, serving
 from study.shapes import SHAPES, network, parameters
 
 from unveil import hub
@@ -83,9 +83,11 @@ class Offline:
         return sum(len(self.written(row)) for row in range(len(self.prompts)))
 
 
-def summary(answers: Sequence[Answer], seconds: float) -> dict[str, float]:
+def summary(answers: Sequence[Answer], seconds: float, spent: dict[str, float]) -> dict[str, float]:
+    """`spent` is the processor time of each process."""
     tokens = sum(answer.tokens for answer in answers)
     return {
+        **{f"{name}_microseconds": 1e6 * each / tokens for name, each in spent.items()},
         "tokens_per_second": tokens / seconds,
         "tokens_per_forward": tokens / max(sum(answer.forwards for answer in answers), 1),
         **{f"first_{q}": float(np.percentile([a.first for a in answers], q)) for q in (50, 95)},
@@ -109,17 +111,20 @@ def table(
         for count in counts:
             prompts = work.prompts(text, count * rounds)
             bodies = [work.body(prompt, turn) for prompt in prompts]
-            answers, seconds = load(server, bodies, count)
+            before = server.rounds()
+            answers, seconds, spent = load(server, bodies, count)
+            paces = {"rounds": server.rounds() - before}
             batch = Offline(model, work, prompts[:count], turn)
-            spent = timed(batch.run)
+            fastest = timed(batch.run)
             if torch.get_num_threads() > 1:  # small passes are faster without company
-                most = torch.get_num_threads()
+                paces["offline_all_threads"], most = batch.count / fastest, torch.get_num_threads()
                 threads(1)
-                spent = min(spent, timed(batch.run))
+                alone = timed(batch.run)
                 threads(most)
+                paces["offline_one_thread"], fastest = batch.count / alone, min(fastest, alone)
             if turn:
-                found[count].append(summary(answers, seconds))
-                offline[count].append(batch.count / spent)
+                found[count].append({**summary(answers, seconds, spent), **paces})
+                offline[count].append(batch.count / fastest)
                 said = [answer.text for answer in answers[:count]]
                 equal[count] += [one == other for one, other in zip(said, batch.answers(text), strict=True)]
     rows = {}
@@ -144,6 +149,22 @@ def show(report: Report, title: str, found: dict) -> None:
         share = (f"{rate / one:.2f}x", row["offline"], f"{row['of_offline']:.2f}")
         lines.append((count, rate, *share, *first, *times, row["tokens_per_forward"], f"{row['equal_to_offline']:.0%}"))
     report.table(title, columns, lines)
+    spent = [[row[f"{name}_microseconds"] for name in ("engine", "http", "clients")] for row in rows.values()]
+    turns = [row["rounds"] for row in rows.values()]
+    paces = [[row.get(f"offline_{name}") for name in ("one_thread", "all_threads")] for row in rows.values()]
+    report.table(
+        f"{title}: where the time goes",
+        (
+            "clients",
+            "rounds",
+            "engine, processor us a token",
+            "HTTP",
+            "clients",
+            "batch by one thread, tokens/s",
+            "by all",
+        ),
+        [(count, each, *one, *other) for count, each, one, other in zip(rows, turns, spent, paces, strict=True)],
+    )
 
 
 def memory(server: Server, text: Text, work: Work, count: int, clients: int) -> list[dict[str, float]]:
@@ -152,9 +173,9 @@ def memory(server: Server, text: Text, work: Work, count: int, clients: int) -> 
     bodies = [work.body(prompts[number % 97], number) for number in range(count)]
     found: list[dict[str, float]] = []
 
-    def look(answer: Answer) -> None:
-        if answer.request % max(count // 200, 1) == 0:
-            found.append({"request": answer.request, **server.resident()})
+    def look(heard: Heard) -> None:
+        if heard.request % max(count // 200, 1) == 0:
+            found.append({"request": heard.request, **server.resident()})
 
     load(server, bodies, clients, look)
     return found

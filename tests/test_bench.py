@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 
 import numpy as np
 import pytest
@@ -176,6 +177,16 @@ def test_measure():
     for name in ("batch", "timed", "runs"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             measure(ways, sets, **{name: 0})
+
+
+def test_one_thread_is_timed_by_the_processor():
+    """A model that waits for others, as on a busy machine, is no slower for it."""
+    one = subject()
+    problem = one.problem(one.task.examples(1)[0])
+    hook = one.model.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    tokens, seconds = one.time([problem], Setting("confidence"), [0])
+    hook.remove()
+    assert 0 < seconds < 0.2 * tokens
 
 
 def test_a_parent_decoded_in_blocks_of_one_follows_its_own_likeliest_tokens():

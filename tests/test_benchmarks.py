@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil import hub
+from unveil import hub, spec
 from unveil.start import start
 from unveil.train import Recipe
 
@@ -42,6 +42,22 @@ def test_measure(script, tmp_path):
     assert measure.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0, "runs": 3}
     measure.put(tmp_path / "a" / "b.txt", "text")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_engine_cost(script, tmp_path):
+    cost = script("engine_cost")
+    words = ["--clients", "2", "--length", "9", "--prompt", "8", "--repeats", "1", "--results", str(tmp_path)]
+    cost.main(words)
+    found = results(tmp_path, "engine_cost")
+    for work in ("threshold(tau=0.9), block 9", "confidence, block 1"):
+        ways = found[work]
+        assert set(ways) == {"one batch", *(way.name for way in cost.WAYS)}
+        assert ways["one batch"]["of_batch"] == 1
+        for one in ways.values():
+            assert 0 < one["network"] < one["all"]
+            assert one["positions"] >= 1
+        assert ways["at once"]["rounds"] >= ways["one batch"]["calls"]
+        assert 0 < ways["a round apart"]["canvases"] <= 2
 
 
 def test_training_speed(script, tmp_path, monkeypatch):
@@ -150,13 +166,34 @@ def test_adaptation(script, tmp_path, monkeypatch, parent):
     for name, figures in found["arms"].items():
         assert {"bound", "autoregressive", "drift", "ratio", "infill_tokens", "entropy_32"} <= figures.keys(), name
         assert math.isfinite(figures["bound"]["mean"])
-    assert "full_bound" in found["arms"]["leader16full"]
+    led = next(run for run in found["runs"] if run["arm"] == "leader16full")
+    assert led["elsewhere"].keys() == led["curves"].keys() == {"blocks_4", "blocks_16", "whole"}
+    assert led["elsewhere"]["blocks_16"]["nats"] == led["score"]["nats"]  # these are its own blocks
+    assert found["arms"]["leader16full"]["whole_ratio"]["mean"] > 0
     assert found["arms"]["continued"]["ratio"]["mean"] == 1.0
     kinds = {run["arm"]: run["score"]["kind"] for run in found["runs"]}
     assert kinds["parent"] == kinds["continued"] == "exact"
     assert {kinds[name] for name in arms[2:]} == {"bound"}
     random = next(run for run in found["runs"] if run["arm"] == "random")
     assert [tokens for tokens, _ in random["curve"]] == [0, 64, 128]
+
+
+def test_adaptation_scored_alone(script, tmp_path, parent):
+    """Nothing is filled in or written, and no table or figure speaks of it."""
+    pytest.importorskip("matplotlib")
+    words = "--steps 2 --rows 2 --length 32 --windows 4 --draws 1 --curve-every 1 --infills 0 --seeds 1"
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "--figure", str(tmp_path / "a.png")]
+    words = [*words.split(), *parent, *places]
+    script("adaptation").main([*words, "--arms", "continued", "ungrown-half"])
+    found = results(tmp_path, "adaptation-tiny")
+    assert found["real"] is None
+    assert "infill_tokens" not in found["arms"]["continued"]
+    assert {"blocks_4", "blocks_16", "whole", "bound"} <= found["arms"]["ungrown-half"].keys()
+    said = (tmp_path / "adaptation-tiny.md").read_text()
+    assert "infilling" not in said
+    assert "as whole texts" in said
+    assert "million tokens" in said
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_adaptation_says_what_is_missing(script, tmp_path, capsys):
@@ -293,3 +330,16 @@ def test_training_parts(script, tmp_path):
     ]
     assert {one["dtype"] for one in parts} == {"float32", "bfloat16"}
     assert all(one["ratio"] > 0 for one in parts)
+
+
+def test_decoding_suite_asks_each_job_for_what_it_needs(script, capsys):
+    suite = script("decoding_suite")
+    for words, said in ((["--jobs", "cloze", "--full", "x"], "cloze wants --data"), ([], "sudoku-full wants --full")):
+        with pytest.raises(SystemExit):
+            suite.main(words)
+        assert said in capsys.readouterr().err
+    for job in suite.JOBS.values():
+        spec.build("tasks", job.task.format(data="stories.txt"))
+        for decoder in job.decoders.split(";"):
+            spec.build("decoders", decoder)
+        assert set(job.caches.split(";")) <= set(spec.names("caches"))

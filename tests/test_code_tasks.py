@@ -10,11 +10,13 @@ import torch
 
 from unveil import cli, hub, spec
 from unveil.canvas import Canvas
+from unveil.cli.evaluate import confined
 from unveil.evaluate.lengths import fit, searched
 from unveil.evaluate.problems import Outcome, Setting, Subject
 from unveil.evaluate.suite import summed
 from unveil.programs import before, completed, fenced, pass_at
 from unveil.sample import fill
+from unveil.sandbox import guards
 from unveil.tasks import Example
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval"
@@ -205,8 +207,12 @@ def test_the_command_runs_code_only_where_it_may(tmp_path, monkeypatch, capsys):
     several = ["--samples", "2", "--decoder", "confidence(temperature=1.0)"]
     code, said = ours("--tasks", "humaneval(length=8)", "--allow-code", *several, "--json")
     assert not code
-    lines = json.loads(said.out.splitlines()[-1])["lines"]
-    assert [line["figure"] for line in lines] == ["accuracy", "pass@2"]
+    found = json.loads(said.out.splitlines()[-1])
+    assert [line["figure"] for line in found["lines"]] == ["accuracy", "pass@2"]
+    held = ", ".join(name for name, on in guards().items() if on)
+    assert found["sandbox_guards"] == (held or "none")
+    assert bool(found["sandbox_guards_missing"]) == (not all(guards().values()))
+    assert confined([spec.build("tasks", "sudoku")]) == {}
 
 
 @given

@@ -67,6 +67,19 @@ def test_chances_are_those_of_the_pass_that_committed(decoder):
     assert read(line(watch.lines["a", 0].steps[0])) == watch.lines["a", 0].steps[0]
 
 
+def test_chances_are_told_to_those_who_ask():
+    """On one canvas, whatever the others of it ask for."""
+    orders = [ask(f"r{top}", blanks(5, 12, 1), block=4, top=top) for top in (None, 0, 2)]
+    watch = run("leader", *orders)
+    found = {order.top: [w for step in watch.lines[order.id, 0].steps for w in step.writes] for order in orders}
+    assert {(write.logp, len(write.top)) for write in found[None]} == {(None, 0)}
+    assert all(write.logp is not None and not write.top for write in found[0])
+    assert all(len(write.top) == 2 for write in found[2])
+    assert [write.logp for write in found[0]] == [write.logp for write in found[2]]
+    silent = run("leader", orders[0])
+    assert silent.tokens("rNone") == watch.tokens("rNone") == watch.tokens("r0")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("decoder", ["confidence", "threshold(tau=0.3)", "saber", "edit(post=2)"])
 def test_a_row_is_done_when_everything_before_its_first_end_is_final(kind, decoder):

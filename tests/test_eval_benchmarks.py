@@ -15,18 +15,26 @@ __all__ = ["script"]  # the fixture
 def test_choice_cost(script, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     cost = script("choice_cost")
-    place = checkpoint(tmp_path / "dlm", "full")
-    words = ["--model", str(place), "--task", "countdown", "--questions", "3", "--options", "2", "--replicates", "4"]
-    ends = ["--draws", "2", "4", "--reference", "8", "--figure", str(tmp_path / "f.png"), "--folder", str(tmp_path)]
+    entrants = [f"{checkpoint(tmp_path / 'dlm', 'full')}@countdown"]
+    entrants += [f"led={checkpoint(tmp_path / 'led', 'leader', 4)}@countdown"]
+    words = [*entrants, "--questions", "3", "--options", "2", "--replicates", "4"]
+    ends = ["--draws", "1", "3", "--reference", "8", "--figure", str(tmp_path / "f.png"), "--folder", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["choice_cost.py", *words, *ends])
     cost.main()
-    found = results(tmp_path, "choice_cost")
-    assert len(found["arms"]) == 1 + 4 * 2
-    assert found["arms"][0]["forwards"] == 32
-    assert all(arm["error"] > 0 and len(arm["variances"]) == 3 for arm in found["arms"])
-    assert set(found["gains"]) == {cost.INDEPENDENT, cost.SHARED, cost.STRATIFIED, cost.OURS}
-    assert all(low <= high for _, low, high in found["gains"].values())
+    full, led = results(tmp_path, "choice_cost")["models"]
+    assert (full["asked"], led["asked"]) == ("dlm on countdown", "led on countdown")
+    assert len(full["arms"]) == 1 + 4 * 2
+    assert len(led["arms"]) == 1 + 5 * 2
+    for each in (full, led):
+        assert each["arms"][0]["forwards"] == 32
+        assert all(min(arm["variances"]) > 0 and len(arm["variances"]) == 3 for arm in each["arms"])
+        assert all(low <= high for _, low, high in each["gains"].values())
+    assert set(led["gains"]) - set(full["gains"]) == {cost.BLOCKS}
+    ours = [arm["forwards"] for arm in full["arms"] if arm["estimator"] == cost.OURS]
+    assert ours == pytest.approx([2, 4], abs=0.01)
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match=r"expected \[NAME=\]MODEL@TASK, got 'dlm'"):
+        cost.asked("dlm", None, 3, 2)
 
 
 def test_retention(script, tmp_path, monkeypatch, capsys):

@@ -191,9 +191,18 @@ def test_stories_come_in_every_form(tmp_path):
     assert build("b.txt.xz").available() == 2
     (example,) = build("c.json").examples(1)
     assert (example.prompt, example.answer) == ("Ann had a dog. It ran!", ' "Stop!"')
+    longer = lambda name, asked: spec.build("tasks", f"story_infill(asked={asked}, data={str(tmp_path / name)!r})")
+    (example,) = longer("c.json", 2).examples(1)
+    assert (example.answer, example.tail) == (' "Stop!" she said.', " He did not. They went home.")
     (tmp_path / "e.txt").write_text("Short.")
-    with pytest.raises(ValueError, match="no story of 5 sentences"):
-        build("e.txt").examples(1)
+    for wrong, said in (
+        (lambda: build("e.txt").examples(1), "no story of 5 sentences"),
+        (lambda: longer("c.json", 4).examples(1), "no story of 8 sentences"),
+        (lambda: longer("a.csv", 2).examples(1), "five sentences leave one to be blank"),
+        (lambda: longer("c.json", 0), "at least one sentence"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
 
 
 def test_rouge_is_that_of_its_library():
@@ -252,6 +261,16 @@ def test_reversal_asks_what_was_never_asked():
         spec.build("tasks", "reversal(direction='up')")
     with pytest.raises(ValueError, match="8 to 1225 pairs"):
         spec.build("tasks", "reversal(pairs=5000, syllables=2)")
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 20])
+def test_reversal_asks_either_way_as_often_for_any_count(count):
+    kinds = [each.kind for each in spec.build("tasks", "reversal(pairs=200)").examples(count, seed=count)]
+    assert kinds.count("reverse") == count // 2
+    every = spec.build("tasks", "reversal(pairs=200)")
+    asked = every.examples(every.available())
+    assert len({each.prompt for each in asked}) == len(asked)
+    assert asked[0].answer in asked[1].prompt
 
 
 def test_arithmetic_from_a_file(tmp_path):

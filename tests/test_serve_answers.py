@@ -34,7 +34,7 @@ def test_a_completion(toy):
     }
     order = toy.link.orders[-1]
     assert order.rows[0].tokens == [toy.text.start_id, *toy.text.encode("def"), *[toy.text.mask_id] * 4]
-    assert (order.decoder, order.cache, order.full, order.ends, order.top) == ("confidence", None, False, True, 0)
+    assert (order.decoder, order.cache, order.full, order.ends, order.top) == ("confidence", None, False, True, None)
 
 
 def test_prompts_of_every_kind(toy):

@@ -247,6 +247,18 @@ def test_the_same_program_is_right(made):
         assert made["infill"].score(example, wrong) == 0
 
 
+def test_several_lines_may_be_asked_and_judged_by_what_they_share():
+    task = Infill(lines=3, judge="similarity")
+    found = task.examples(20)
+    for e in found:
+        assert e.answer.count("\n") == 2
+        assert e.tail.count("\n") >= 1
+        assert task.figures(e, e.answer) == {"similarity": 1, "program": 1}
+        assert Infill(lines=3).score(e, " pass") == 0
+    assert task.score(Example("", " abcd", ""), " bcde ") == 0.75  # by hand: 2 * 3 / 8
+    assert list(Infill().figures(found[0], "")) == ["program", "similarity"]
+
+
 def test_the_standard_library_has_unseen_functions():
     task = Infill()
     found = task.examples(60)
@@ -289,6 +301,8 @@ def test_a_cloze_asks_for_a_word_that_was_there(made):
         ("arithmetic(largest=0)", "largest from 1 to 50"),
         ("infill(data='missing')", "no such file or folder: missing"),
         ("infill(shortest=1)", "3 <= shortest"),
+        ("infill(lines=0)", "at least one line"),
+        ("infill(judge='eye')", "no judge called 'eye'; there are: program, similarity"),
         ("cloze", "cloze needs stories"),
         ("cloze(data='a', before=0)", "room before the word"),
     ],

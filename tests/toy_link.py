@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from unveil.codecs.text import Text
@@ -48,6 +49,15 @@ class ToyStream:
             return event
         raise StopAsyncIteration
 
+    @property
+    def ready(self) -> bool:
+        """Does an event follow at once, where the link is said to be quick?"""
+        following = next(self.events, None) if self.link.quick else None
+        if following is None:
+            return False
+        self.events = chain([following], self.events)
+        return not isinstance(following, float | Exception)
+
     def cancel(self, row: int | None = None) -> None:
         self.link.cancelled.append((self.order.id, row))
 
@@ -83,6 +93,7 @@ class ToyLink:
         self.orders: list[Submit] = []
         self.cancelled: list[tuple[str, int | None]] = []
         self.error: Exception | None = None  # what submitting raises
+        self.quick = False  # are events there before they are asked for?
         self.spoken = text.encode(" return x + 1 😀 hello world naïve")
         self.script: Script = self.writes
 
@@ -103,7 +114,8 @@ class ToyLink:
         """One row, whose blanks become `spoken`."""
         blanks = [at for at, token in enumerate(order.rows[number].tokens) if token == self.ready.mask_id]
         for step, at in enumerate(blanks, 1):
-            write = Write(at, spoken[step - 1], -0.25, [(spoken[step - 1], -0.25), (9, -1.5)][: order.top])
+            level = None if order.top is None else -0.25
+            write = Write(at, spoken[step - 1], level, [(spoken[step - 1], -0.25), (9, -1.5)][: order.top or 0])
             yield Step(order.id, number, step, 1, step, [write], [], at + 1)
             if order.ends and spoken[step - 1] == self.ready.eos_id:
                 yield Done(order.id, number, "end", step, 0.1, 0.0)

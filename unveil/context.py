@@ -53,6 +53,7 @@ class Window:
     at: Tensor | None = None  # (B, W); `starts` are then the first of them
     fresh: Tensor | None = None  # (B, W) bool; None: all are
     end: int = 0  # how far `at` can reach
+    known: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)  # `positions`, by device
 
     @classmethod
     def of(cls, starts: Tensor, width: int) -> Window:
@@ -79,13 +80,15 @@ class Window:
         return (self.starts if isinstance(self.starts, int) else int(self.starts.max())) + self.width
 
     def positions(self, device: torch.device) -> Tensor:
-        """(1, W) or (B, W) positions within each row."""
-        if self.at is not None:
-            return self.at.to(device)
-        here = torch.arange(self.width, device=device)
-        if isinstance(self.starts, int):
-            return (here + self.starts)[None]
-        return self.starts.to(device)[:, None] + here
+        """(1, W) or (B, W) positions within each row. Every layer asks for them, so they are made once."""
+        if device not in self.known:
+            if self.at is not None:
+                self.known[device] = self.at.to(device)
+            elif isinstance(self.starts, int):
+                self.known[device] = torch.arange(self.starts, self.starts + self.width, device=device)[None]
+            else:
+                self.known[device] = self.starts.to(device)[:, None] + torch.arange(self.width, device=device)
+        return self.known[device]
 
     def take(self, x: Tensor) -> Tensor:
         """(B, L, ...) to (B, W, ...)."""
@@ -99,11 +102,9 @@ class Window:
         if isinstance(self.starts, int):
             x[:, self.starts : self.starts + self.width] = value
             return
-        inner = [1] * (x.dim() - 2)
         if self.fresh is not None:
-            value = torch.where(self.fresh.view(*self.fresh.shape, *inner), value, self.take(x))
-        index = self.positions(x.device)
-        x.scatter_(1, index.view(*index.shape, *inner).expand(-1, -1, *x.shape[2:]), value)
+            value = torch.where(self.fresh.view(*self.fresh.shape, *[1] * (x.dim() - 2)), value, self.take(x))
+        x[torch.arange(len(x), device=x.device)[:, None], self.positions(x.device)] = value
 
     def rows(self, which: Tensor) -> Window:
         """The same window for some rows; `which` (R,) should lie on the CPU to spare a device sync."""

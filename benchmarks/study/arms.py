@@ -19,12 +19,14 @@ from unveil.data import Packed, prepare
 from unveil.denoiser import Denoiser
 from unveil.evaluate.samples import appraise
 from unveil.nn.grow import bare
+from unveil.objectives import Batch
 from unveil.start import Start, start
 from unveil.train import Recipe, train
 
 from .scores import Truth, autoregression, infilling, likelihood, sampling
 
 EARLY = 200  # updates over which the peak of the gradient norm is taken
+SIZES = (4, 16)  # a leader model is asked in blocks of each, whatever it was trained in
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,26 @@ ARMS = {
     "leader16full": Arm(
         "leader(n=16)", "leader, n = 16, then a quarter of steps under full attention", full=True, cost=2
     ),
-    # What may change leader4, one thing at a time.
-    "leader4-ungrown": Arm("leader(n=4, full=0, grow=0)", "n = 4 from the first step", cost=2.3, usual=False),
-    "leader4-noar": Arm("leader(n=4, full=0, ar=0)", "without the autoregressive loss", cost=2.3, usual=False),
-    "leader4-ar": Arm("leader(n=4, full=0, ar=1)", "autoregressive loss with weight 1", cost=2.3, usual=False),
-    "leader4-kl": Arm("leader(n=4, full=0, kl=0.5)", "with KL to the frozen parent", cost=2.6, usual=False),
-    "leader4-align": Arm("leader(n=4, full=0, align=1)", "states drawn to the parent's", cost=2.6, usual=False),
-    "leader4-slow": Arm(
-        "leader(n=4, full=0)", "MLPs and embeddings at 0.3 of the rate", slow=0.3, cost=2.3, usual=False
+    # What may change leader16, one thing at a time: from the first of these on, nothing is grown.
+    "ungrown": Arm("leader(n=16, full=0, grow=0)", "leader, n = 16 from the first step", cost=2.3, usual=False),
+    "ungrown-noar": Arm("leader(n=16, full=0, grow=0, ar=0)", "without the autoregressive loss", cost=2.3, usual=False),
+    "ungrown-ar": Arm("leader(n=16, full=0, grow=0, ar=1)", "autoregressive loss of weight 1", cost=2.3, usual=False),
+    "ungrown-kl": Arm("leader(n=16, full=0, grow=0, kl=0.5)", "with KL to the frozen parent", cost=2.6, usual=False),
+    "ungrown-align": Arm(
+        "leader(n=16, full=0, grow=0, align=1)", "states drawn to the parent's", cost=2.6, usual=False
+    ),
+    "ungrown-slow": Arm(
+        "leader(n=16, full=0, grow=0)", "MLPs and embeddings at 0.3 of the rate", slow=0.3, cost=2.3, usual=False
+    ),
+    "ungrown-half": Arm(
+        "leader(n=16, full=0.5, grow=0)", "half of all steps under full attention", full=True, cost=1.8, usual=False
+    ),
+    "mixed": Arm(
+        "leader(n=16, full=0.5, grow=0, ar=1)",
+        "both: half full, and autoregressive loss of weight 1",
+        full=True,
+        cost=1.8,
+        usual=False,
     ),
 }
 USUAL = [name for name, arm in ARMS.items() if arm.usual]
@@ -88,7 +102,7 @@ class Plan:
     draws: int = 2
     curve_every: int = 50  # steps between two points of the curve
     curve_windows: int = 64
-    infills: int = 128  # stories with a blank
+    infills: int = 128  # stories with a blank; 0: nothing is filled in or written
     blank: int = 8  # tokens in a blank
     samples: int = 32  # texts per point
     sample_steps: tuple[int, ...] = (8, 16, 32, 64, 128)
@@ -158,7 +172,8 @@ def run(name: str, seed: int, plan: Plan, models: Path | None = None) -> dict:
     few = seen.judged.windows(plan.length, plan.curve_windows)
 
     def point(model: Denoiser) -> dict[str, float]:
-        return {"held_out": likelihood(model, few, 2, exact=arm.control)["nats"]}
+        own = likelihood(model, few, 2, exact=arm.control)["nats"]
+        return {"held_out": own, **{which: one["nats"] for which, one in elsewhere(model, few, 2).items()}}
 
     if arm.objective:
         with tempfile.TemporaryDirectory() as out:
@@ -172,7 +187,9 @@ def run(name: str, seed: int, plan: Plan, models: Path | None = None) -> dict:
         hub.save(model, models / f"{name}-{seed}", made.text, overwrite=True)
     parent = hub.load_model(plan.parent)
     found = measure(model.eval(), parent, arm, plan, seen, made, seed)
-    curve = [(line["tokens"], line["held_out"]) for line in history if "held_out" in line]
+    points = [line for line in history if "held_out" in line]
+    others = [which for which in points[0] if which.startswith("blocks_") or which == "whole"]
+    curve = [(line["tokens"], line["held_out"]) for line in points]
     norms = [line["grad_norm"] for line in history if "grad_norm" in line]
     return {
         "arm": name,
@@ -180,6 +197,7 @@ def run(name: str, seed: int, plan: Plan, models: Path | None = None) -> dict:
         "seed": seed,
         "tokens": curve[-1][0],
         "curve": curve,
+        "curves": {which: [(line["tokens"], line[which]) for line in points] for which in others},
         "before": curve[0][1],
         "grad_norm_peak": max(norms[:EARLY], default=None),
         "losses": [line["loss"] for line in history if "loss" in line],
@@ -196,22 +214,31 @@ def measure(
     """Every figure of a finished model."""
     judged = seen.judged.windows(plan.length, plan.windows)
     own = seen.held_out.windows(plan.length, plan.windows // 2)
-    truth = Truth.of(seen.judged, plan.length, plan.infills)
     found: dict[str, object] = {
         "score": likelihood(model, judged, plan.draws, exact=arm.control),
         "score_on_its_own": likelihood(model, own, plan.draws, exact=arm.control),
         "autoregressive": autoregression(model, judged, made.text.eos_id),
-        "infill": infilling(model, truth, plan.blank, arm.control, arm.full),
-        "real": appraise(parent, truth.rows, made.text.eos_id),
     }
-    if arm.full and model.attention.kind == "leader":
-        found["full_score"] = likelihood(model, judged, plan.draws, exact=False, block=0)
+    found["elsewhere"] = elsewhere(model, judged, plan.draws)
+    if not plan.infills:
+        return found
+    truth = Truth.of(seen.judged, plan.length, plan.infills)
+    found["infill"] = infilling(model, truth, plan.blank, arm.control, arm.full)
+    found["real"] = appraise(parent, truth.rows, made.text.eos_id)
     found["samples"] = [
         point
         for temperature in plan.temperatures
         for point in sampling(model, parent, made.text, plan, temperature, 1000 * seed, arm.control)
     ]
     return found
+
+
+def elsewhere(model: Denoiser, batch: Batch, draws: int) -> dict[str, dict]:
+    """The bounds of a leader model in blocks of every size and as whole texts; of other models none."""
+    if model.attention.kind != "leader":
+        return {}
+    found = {f"blocks_{n}": likelihood(model, batch, draws, exact=False, block=n + 1) for n in SIZES}
+    return {**found, "whole": likelihood(model, batch, draws, exact=False, block=0)}
 
 
 def jobs(names: Sequence[str], seeds: int, plan: Plan, folder: Path) -> list[tuple[float, str, int, Path]]:

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from unveil.serve.listen import run
 
 BUSY = 0.2  # seconds before a client that was told to come back does so
 END = b"\r\n0\r\n\r\n"  # of a body in chunks
@@ -31,9 +34,43 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What came back, not yet looked at: clients share the machine with the server."""
+
+    request: int
+    began: float
+    first: float
+    seconds: float
+    content: bytes
+
+    def told(self) -> Answer:
+        """What the finished stream says."""
+        lines = [line[6:] for line in self.content.split(b"\n") if line.startswith(b"data: {")]
+        chunks = [json.loads(line) for line in lines]
+        for chunk in chunks:
+            if "error" in chunk:
+                raise RuntimeError(chunk["error"]["message"])
+        text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+        usage, times = chunks[-1]["usage"], (self.began, self.first, self.seconds)
+        return Answer(self.request, *times, usage["completion_tokens"], usage["forwards"], text)
+
+
+@dataclass(frozen=True)
 class Server:
     address: str
     process: int  # of the HTTP side; the engine is its child
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of processor time that both processes and this one have taken so far."""
+        engine = sum(map(used, children(self.process)))
+        return {"engine": engine, "http": used(self.process), "clients": time.process_time()}
+
+    def rounds(self) -> float:
+        """Rounds of passes that the engine has made. To be asked when it is idle, which it says at once."""
+        time.sleep(0.1)
+        with urlopen(f"{self.address}/metrics") as said:
+            lines = said.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("unveil_engine_rounds_total "))
 
     def resident(self) -> dict[str, int]:
         """Bytes that each of the two processes holds."""
@@ -42,6 +79,11 @@ class Server:
 
 def children(process: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def used(process: int) -> float:
+    """Seconds of processor time of a process, all its threads together."""
+    return sum(int(one.read_text().split()[0]) for one in Path(f"/proc/{process}/task").glob("*/schedstat")) / 1e9
 
 
 def held(process: int) -> int:
@@ -78,7 +120,7 @@ class Client:
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
 
-    async def ask(self, body: dict, number: int) -> Answer:
+    async def ask(self, body: dict, number: int) -> Heard:
         """One streamed completion."""
         content = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\n"
@@ -103,22 +145,10 @@ class Client:
                 if not piece:
                     raise RuntimeError("the server left off in the middle of an answer")
                 answer += piece
-            return told(number, began, first or 0.0, time.perf_counter() - began, bytes(answer))
+            return Heard(number, began, first or 0.0, time.perf_counter() - began, bytes(answer))
 
 
-def told(number: int, began: float, first: float, seconds: float, content: bytes) -> Answer:
-    """What a finished stream says."""
-    lines = [line[6:] for line in content.split(b"\n") if line.startswith(b"data: {")]
-    chunks = [json.loads(line) for line in lines]
-    for chunk in chunks:
-        if "error" in chunk:
-            raise RuntimeError(chunk["error"]["message"])
-    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
-    usage = chunks[-1]["usage"]
-    return Answer(number, began, first, seconds, usage["completion_tokens"], usage["forwards"], text)
-
-
-async def crowd(address: str, bodies: Sequence[dict], clients: int, each: Callable[[Answer], None]) -> None:
+async def crowd(address: str, bodies: Sequence[dict], clients: int, each: Callable[[Heard], None]) -> None:
     """`clients` at once, all requests between them, in order."""
     waiting = iter(enumerate(bodies))
     parts = urlsplit(address)
@@ -134,15 +164,16 @@ async def crowd(address: str, bodies: Sequence[dict], clients: int, each: Callab
     await asyncio.gather(*(one(Client(parts.hostname, parts.port)) for _ in range(clients)))
 
 
-def load(server: Server, bodies: Sequence[dict], clients: int, each: Callable[[Answer], None] = lambda _: None):
-    """All answers in the order of their requests, and the seconds that all of them took together."""
-    found: list[Answer] = []
+def load(server: Server, bodies: Sequence[dict], clients: int, each: Callable[[Heard], None] = lambda _: None):
+    """All answers in the order of their requests, the seconds that all of them took together, and what was spent."""
+    found: list[Heard] = []
 
-    def keep(answer: Answer) -> None:
-        found.append(answer)
-        each(answer)
+    def keep(heard: Heard) -> None:
+        found.append(heard)
+        each(heard)
 
-    began = time.perf_counter()
-    asyncio.run(crowd(server.address, bodies, clients, keep))
+    before, began = server.spent(), time.perf_counter()
+    run(crowd(server.address, bodies, clients, keep))
     seconds = time.perf_counter() - began
-    return sorted(found, key=lambda answer: answer.request), seconds
+    spent = {name: after - before[name] for name, after in server.spent().items()}
+    return [heard.told() for heard in sorted(found, key=lambda heard: heard.request)], seconds, spent

@@ -8,12 +8,16 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from measure import ROOT, Report
 
 from unveil.evaluate.matched import at_entropy
 
-from .arms import ARMS, Plan
+from .arms import ARMS, SIZES, Plan
+
+if TYPE_CHECKING:  # drawn only where matplotlib is installed
+    from matplotlib.axes import Axes
 
 Runs = Mapping[str, Sequence[dict]]
 """The runs of each arm, one a seed."""
@@ -45,12 +49,27 @@ class Study:
         self.plan, self.runs = plan, runs
         self.reference = {run["seed"]: run["score"]["nats"] for run in runs.get("continued", [])}
         self.parent = next((run["autoregressive"] for run in runs.get("parent", [])), None)
-        self.real = next((run["real"] for each in runs.values() for run in each), None)
+        self.real = next((run["real"] for each in runs.values() for run in each if "real" in run), None)
 
-    def ratio(self, run: dict, which: str = "score") -> float | None:
-        """exp(bound - NLL of the parent continued on the same tokens)."""
+    def ratio(self, run: dict, score: dict | None = None) -> float | None:
+        """exp(bound - NLL of the parent continued on the same tokens), for the run's own score or another."""
         against = self.reference.get(run["seed"])
-        return math.exp(run[which]["nats"] - against) if against is not None and which in run else None
+        return math.exp((score or run["score"])["nats"] - against) if against is not None else None
+
+    def along(self, name: str) -> dict[str, dict[int, float]]:
+        """Tokens to the ratio of the bound to the continued parent's at as many, in every layout; means over seeds."""
+        found: dict[str, dict[int, list[float]]] = {}
+        for run in self.runs[name]:
+            same = [one for one in self.runs.get("continued", ()) if one["seed"] == run["seed"]]
+            against = dict(same[0]["curve"]) if same else {}
+            for which, curve in (run.get("curves") or {"own": run["curve"]}).items():
+                marks = found.setdefault(which, {})
+                for tokens, nats in curve:
+                    if tokens and tokens in against:
+                        marks.setdefault(tokens, []).append(math.exp(nats - against[tokens]))
+        return {
+            which: {tokens: statistics.fmean(each) for tokens, each in marks.items()} for which, marks in found.items()
+        }
 
     def drift(self, run: dict) -> float | None:
         """Relative change of the autoregressive mode from the parent's."""
@@ -58,30 +77,32 @@ class Study:
 
     def summary(self, name: str) -> dict[str, tuple[float | None, float | None]]:
         """Mean and standard error over seeds of each figure."""
-        every, plan = self.runs[name], self.plan
+        every = self.runs[name]
         picks: dict[str, Callable[[dict], float | None]] = {
             "before": lambda run: run["before"],
             "bound": lambda run: run["score"]["nats"],
             "text_error": lambda run: run["score"]["stderr"],
             "ratio": self.ratio,
-            "full_bound": lambda run: run["full_score"]["nats"] if "full_score" in run else None,
-            "full_ratio": lambda run: self.ratio(run, "full_score"),
             "bound_on_its_own": lambda run: run["score_on_its_own"]["nats"],
             "autoregressive": lambda run: run["autoregressive"],
             "drift": self.drift,
             "grad_norm_peak": lambda run: run["grad_norm_peak"],
-            "infill_tokens": lambda run: run["infill"]["tokens"],
-            "infill_whole": lambda run: run["infill"]["whole"],
         }
         found = {key: mean(pick(run) for run in every) for key, pick in picks.items()}
-        hot = max(plan.temperatures)
-        for steps in plan.sample_steps:
-            found[f"entropy_{steps}"] = mean(at(run["samples"], steps, hot, "entropy") for run in every)
-            found[f"nats_{steps}"] = mean(at(run["samples"], steps, hot, "nats") for run in every)
-            found[f"forwards_{steps}"] = mean(at(run["samples"], steps, hot, "forwards") for run in every)
-            if self.real:
-                target = self.real["entropy"]
-                found[f"matched_{steps}"] = mean(matched(run["samples"], steps, target) for run in every)
+        for which in sorted({which for run in every for which in run.get("elsewhere", ())}):
+            scores = [run["elsewhere"][which] for run in every]
+            found[which] = mean(score["nats"] for score in scores)
+            found[f"{which}_ratio"] = mean(map(self.ratio, every, scores))
+        return {**found, **self.written(every)} if self.real else found
+
+    def written(self, every: Sequence[dict]) -> dict[str, tuple[float | None, float | None]]:
+        """Likewise of what was filled in and written."""
+        found = {f"infill_{which}": mean(run["infill"][which] for run in every) for which in ("tokens", "whole")}
+        hot = max(self.plan.temperatures)
+        for steps in self.plan.sample_steps:
+            for which in ("entropy", "nats", "forwards"):
+                found[f"{which}_{steps}"] = mean(at(run["samples"], steps, hot, which) for run in every)
+            found[f"matched_{steps}"] = mean(matched(run["samples"], steps, self.real["entropy"]) for run in every)
         return found
 
 
@@ -94,9 +115,6 @@ def show(report: Report, study: Study, title: str) -> dict[str, dict]:
         s = found[name]
         figures = [s["before"][0], *s["bound"], *s["ratio"], s["bound_on_its_own"][0], s["autoregressive"][0]]
         rows.append([name, *figures, percent(s["drift"][0]), s["grad_norm_peak"][0], len(study.runs[name])])
-        if s["full_bound"][0] is not None:
-            figures = [None, *s["full_bound"], *s["full_ratio"], *[None] * 4]
-            rows.append([f"{name}, whole texts", *figures, len(study.runs[name])])
     columns = (
         "arm",
         "before",
@@ -111,23 +129,51 @@ def show(report: Report, study: Study, title: str) -> dict[str, dict]:
         "seeds",
     )
     report.table(f"{title}: held-out nats per token; controls are exact, all others bounds", columns, rows)
+    layouts(report, study, found, title)
+    if study.real:
+        writing(report, study, found, title)
+    return found
+
+
+def writing(report: Report, study: Study, found: Mapping[str, Mapping], title: str) -> None:
+    """What the models fill in and write."""
     steps = study.plan.sample_steps
-    hot = max(study.plan.temperatures)
     rows = []
-    for name in names:
-        s = found[name]
+    for name, s in found.items():
         cells = [both(s[f"nats_{n}"][0], s[f"entropy_{n}"][0]) for n in steps]
         rows.append([name, percent(s["infill_tokens"][0]), percent(s["infill_whole"][0]), *cells])
-    if study.real:
-        rows.append(["real text", *[None] * (len(steps) + 1), both(study.real["nats"], study.real["entropy"])])
+    rows.append(["real text", *[None] * (len(steps) + 1), both(study.real["nats"], study.real["entropy"])])
     columns = ("arm", "blank: tokens", "whole", *(f"{n} steps" for n in steps))
-    written = f"generative perplexity under the untouched parent (entropy of a text's tokens), temperature {hot:g}"
-    report.table(f"{title}: infilling, and {written}", columns, rows)
-    if study.real:
-        rows = [[name, *(found[name][f"matched_{n}"][0] for n in steps)] for name in names]
-        head = f"{title}: generative perplexity at the entropy of real text, {study.real['entropy']:.2f} nats"
-        report.table(head, ("arm", *(f"{n} steps" for n in steps)), rows)
-    return found
+    written = "generative perplexity under the untouched parent (entropy of a text's tokens), temperature"
+    report.table(f"{title}: infilling, and {written} {max(study.plan.temperatures):g}", columns, rows)
+    rows = [[name, *(s[f"matched_{n}"][0] for n in steps)] for name, s in found.items()]
+    head = f"{title}: generative perplexity at the entropy of real text, {study.real['entropy']:.2f} nats"
+    report.table(head, ("arm", *(f"{n} steps" for n in steps)), rows)
+
+
+def layouts(report: Report, study: Study, found: Mapping[str, Mapping], title: str) -> None:
+    """Leader models in blocks of other sizes and as whole texts, and how their ratios fall."""
+    led = [name for name in found if "whole" in found[name]]
+    if led:
+        sizes = [*(f"blocks_{n}" for n in SIZES), "whole"]
+        heads = [*(f"n = {n}" for n in SIZES), "whole texts"]
+        rows = [[name, *(cell for which in sizes for cell in bound(found[name], which))] for name in led]
+        columns = ("arm", *(column for head in heads for column in (head, "ratio")))
+        report.table(f"{title}: leader models in blocks of n and as whole texts, one model a row", columns, rows)
+    marks = sorted({t for name in found for curve in study.along(name).values() for t in curve})
+    rows = []
+    for name in found:
+        for which, curve in study.along(name).items():
+            if curve and not ARMS[name].control:
+                rows.append([f"{name}, {which.replace('_', ' of ')}", *(curve.get(tokens) for tokens in marks)])
+    if rows:
+        columns = ("arm, layout", *(f"{tokens / 1e6:.2g}" for tokens in marks))
+        report.table(f"{title}: ratio to the continued parent after as many million tokens", columns, rows)
+
+
+def bound(summary: Mapping, which: str) -> tuple[float | None, float | None]:
+    """The bound in one layout and its ratio."""
+    return summary[which][0], summary[f"{which}_ratio"][0]
 
 
 def percent(value: float | None) -> str | None:
@@ -159,45 +205,64 @@ def told(value: object) -> object:
 
 
 def figure(study: Study, path: Path) -> None:
-    """Bound against tokens, and generative perplexity against entropy, one colour an arm."""
+    """Bound against tokens, and generative perplexity against entropy where text was written; one colour an arm."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    plot, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2))
+    count = 2 if study.real else 1
+    plot, axes = pyplot.subplots(1, count, figsize=(6.5 * count, 5.2), squeeze=False)
     usual = [f"C{i}" for i in range(10)] + ["black"]
     colours = dict(zip(ARMS, usual + [f"C{i}" for i in range(len(ARMS) - len(usual))], strict=True))
-    hot = max(study.plan.temperatures)
+    led = [name for name, every in study.runs.items() if every[0].get("curves")]
     for name, every in study.runs.items():
-        style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-"}
-        curves = [run["curve"] for run in every]
-        marks = [tokens / 1e6 for tokens, _ in curves[0]]
-        middle = [statistics.fmean(curve[i][1] for curve in curves) for i in range(len(marks))]
-        if len(marks) > 1:
-            left.plot(marks, middle, label=name, **style)
-            low, high = ([pick(curve[i][1] for curve in curves) for i in range(len(marks))] for pick in (min, max))
-            left.fill_between(marks, low, high, color=colours[name], alpha=0.15, linewidth=0)
+        style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-", "label": name}
+        if [name] == led:  # a single leader model, whose every layout is shown
+            for which, line in zip(every[0]["curves"], ("-.", "-", ":"), strict=True):
+                said = f"{name}, {which.replace('_', ' of ')}"
+                falling(
+                    axes[0, 0], [run["curves"][which] for run in every], **{**style, "linestyle": line, "label": said}
+                )
         else:
-            left.axhline(middle[0], label=name, **style)
-        summary = study.summary(name)
-        points = [(summary[f"entropy_{n}"][0], summary[f"nats_{n}"][0], n) for n in study.plan.sample_steps]
-        known = [(x, math.exp(y), n) for x, y, n in points if x is not None and y is not None]
-        if known:
-            across, up, _ = zip(*known, strict=True)
-            right.plot(across, up, marker="o", markersize=4, label=name, **style)
-            right.annotate(str(known[-1][2]), known[-1][:2], fontsize=7)
+            falling(axes[0, 0], [run["curve"] for run in every], **style)
+        if study.real:
+            spread(axes[0, 1], study.summary(name), study.plan.sample_steps, **style)
+    axes[0, 0].set(xlabel="tokens, millions", ylabel="held-out nats per token (bound; dashed: exact)")
     if study.real:
+        right = axes[0, 1]
         right.plot(study.real["entropy"], study.real["perplexity"], "k*", markersize=12, label="real text")
-    left.set(xlabel="tokens, millions", ylabel="held-out nats per token (bound; dashed: exact)")
-    right.set(xlabel="entropy of a text's tokens, nats", ylabel="perplexity under the parent", yscale="log")
-    right.set_title(f"temperature {hot:g}; steps {', '.join(map(str, study.plan.sample_steps))}", fontsize=9)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        right.set(xlabel="entropy of a text's tokens, nats", ylabel="perplexity under the parent", yscale="log")
+        steps = ", ".join(map(str, study.plan.sample_steps))
+        right.set_title(f"temperature {max(study.plan.temperatures):g}; steps {steps}", fontsize=9)
+    for each in axes[0]:
+        each.grid(alpha=0.3)
+        each.legend(fontsize=7)
     plot.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     plot.savefig(partial, dpi=130, format="png")
     os.replace(partial, path)
     pyplot.close(plot)
+
+
+def falling(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]], **style: str) -> None:
+    """One arm's bound by tokens: mean over seeds, and their range. The parent is a level."""
+    marks = [tokens / 1e6 for tokens, _ in curves[0]]
+    middle = [statistics.fmean(curve[i][1] for curve in curves) for i in range(len(marks))]
+    if len(marks) == 1:
+        axes.axhline(middle[0], **style)
+        return
+    axes.plot(marks, middle, **style)
+    low, high = ([pick(curve[i][1] for curve in curves) for i in range(len(marks))] for pick in (min, max))
+    axes.fill_between(marks, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def spread(axes: Axes, summary: Mapping, counts: Sequence[int], **style: str) -> None:
+    """One arm's texts by steps: perplexity against entropy; the most steps are written beside their point."""
+    points = [(summary[f"entropy_{n}"][0], summary[f"nats_{n}"][0], n) for n in counts]
+    known = [(x, math.exp(y), n) for x, y, n in points if x is not None and y is not None]
+    if known:
+        across, up, _ = zip(*known, strict=True)
+        axes.plot(across, up, marker="o", markersize=4, **style)
+        axes.annotate(str(known[-1][2]), known[-1][:2], fontsize=7)

@@ -11,6 +11,7 @@ import typer
 
 from .places import model_place, vacant, whole
 from .say import Json, clean, progress, result
+from .write import Compiled
 
 if TYPE_CHECKING:
     from ..evaluate.advice import Advice
@@ -57,6 +58,7 @@ def bench(
     overwrite: Annotated[bool, typer.Option(help="Replace what an earlier bench left in --out.")] = False,
     device: Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...; default: float32 on a CPU.")] = None,
+    compile: Compiled = False,
     json: Json = False,
 ) -> None:
     """Quality, forwards, speed and memory of decoders and caches on a task, beside plain ways, and which to use."""
@@ -67,6 +69,7 @@ def bench(
     from ..evaluate.unfinished import FILE as KEPT
     from ..evaluate.unfinished import Unfinished, files
     from ..folder import locate
+    from ..nn.fixed import fix
     from ..tasks import to_be_written
 
     chosen = {"decoders": listed(decoders), "caches": listed(caches)}
@@ -79,6 +82,7 @@ def bench(
     loaded = {name: files(locate(model_place(name))) for name in (model, ar) if name}
     asked_for = {"model": model, "task": task, "count": count, "seeds": seeds, "guide": guide, "block": block}
     asked_for |= {"steps": steps, "timed": timed, "runs": runs, "ar": ar, "device": device, "dtype": dtype}
+    asked_for |= {"compile": True} if compile else {}
     asked_for |= {"version": __version__, "checkpoints": loaded}
     kept = Unfinished(place and place / KEPT, asked_for)
     if resumed := kept.resume(discard=overwrite):
@@ -88,6 +92,9 @@ def bench(
     if ar is not None:
         follower, own = hub.load(model_place(ar), device=device, dtype=dtype)
         parent = Subject(token_by_token(follower, own).to(device).eval(), own, asked)
+    for each in (subject, parent):
+        if compile and each is not None:
+            fix(each.model)
     given = [chosen[kind] or spec.names(kind) for kind in chosen]
     options = {"guide": guide, "block": block, "steps": steps, "parent": parent}
     ways, skipped = arms(subject, sets[0], given[0], given[1], **options)
@@ -103,7 +110,7 @@ def bench(
     told = advice(found)
     facts = {"model": model, "task": task, "problems": f"{seeds} draws of {count}", "different problems": found.sample}
     facts |= {"guide": guide, "block": found.vanilla.arm.setting.block, "steps": steps, "autoregressive model": ar}
-    facts |= {"batch": batch, "timed problems": min(timed, count), "runs": runs, "device": device}
+    facts |= {"batch": batch, "timed problems": min(timed, count), "runs": runs, "device": device, "compiled": compile}
     facts |= {"dtype": str(next(network.parameters()).dtype).removeprefix("torch."), **machine()}
     about = {"advice": told.sentence, "best": told.best and told.best.name, **facts, **plain(found)}
     if place is not None:

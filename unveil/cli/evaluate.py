@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,7 +100,8 @@ def eval_(
         raise
     others = found[1] if compare else None
     command = shlex.join(["unveil", *sys.argv[1:]])
-    told = Evaluation(model, compare, found[0], others, list(lines(found[0], others)), facts | machine(), command)
+    facts |= machine() | confined(made.values())
+    told = Evaluation(model, compare, found[0], others, list(lines(found[0], others)), facts, command)
     about = plain(told)
     if place is not None:
         about["files"] = write(place, told, about, asked)
@@ -145,6 +146,18 @@ def built(given: Sequence[str], folder: str | None, allow_code: bool) -> dict[st
             raise ValueError(f"{name} runs code that a model wrote: allow it with --allow-code, or leave the task out")
         made[name] = replace(task, data=folder) if isinstance(task, Published) and not task.data and folder else task
     return made
+
+
+def confined(tasks: Iterable[object]) -> dict[str, object]:
+    """What held the programs that were run: guards of the sandbox that the kernel granted, and those that it did not.
+    Nothing where none were run."""
+    from ..sandbox import guards
+
+    if not any(getattr(task, "runs_code", False) for task in tasks):
+        return {}
+    found = guards()
+    held, missing = (", ".join(name for name, on in found.items() if on is wanted) for wanted in (True, False))
+    return {"sandbox guards": held or "none", "sandbox guards missing": missing or None}
 
 
 def refuse(how: How) -> None:

@@ -36,6 +36,9 @@ Seed = Annotated[int, typer.Option(help="Keys every random choice; row b uses se
 Heat = Annotated[float | None, typer.Option("--temperature", "-t", help="0: the likeliest token.")]
 TopP = Annotated[float | None, typer.Option(help="Share of probability that draws are made from.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile passes of small fixed width (CUDA graphs on a GPU); takes a while.")
+]
 Traced = Annotated[str | None, typer.Option("--trace", help="Record the run in this file, for unveil watch.")]
 Details = Annotated[bool, typer.Option("--statistics", help="Record also what was said of positions not written.")]
 
@@ -55,6 +58,7 @@ def generate(
     n: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
     chat: Annotated[bool, typer.Option(help="Put prompts into the model's chat template.")] = False,
     device: Device = "cpu",
+    compile: Compiled = False,
     trace: Traced = None,
     statistics: Details = False,
     json: Json = False,
@@ -63,6 +67,7 @@ def generate(
     from .. import hub
     from ..canvas import Canvas
     from ..codecs.spelling import Spelling
+    from ..nn.fixed import fix
     from ..sample import row_seeds, writer
 
     if n < 1:
@@ -71,6 +76,8 @@ def generate(
     given = prompts or [sys.stdin.read().removesuffix("\n") if not sys.stdin.isatty() else ""]
     loaded, text = hub.load(model_place(model), device=device)
     network = writer(loaded.eval())
+    if compile:
+        fix(network)
     if network is not loaded:
         told = "is autoregressive and writes token by token; unveil adapt makes a diffusion model of it"
         print(f"{model} {told}", file=sys.stderr)

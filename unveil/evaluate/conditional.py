@@ -19,19 +19,17 @@ from ..context import Context, Rule
 from ..denoiser import Denoiser
 from ..nn import reading
 from ..objectives import Batch, leader, masked
-from ..objectives import block as block_diffusion
-from ..processes import Draw, groups
+from ..processes import groups
 from . import masks
+from .expected import Expected
 from .likelihood import Mode, bounded, exactly
-from .streams import Streams, separable
+from .streams import Streams, Together, separable
 
 Protocol = Literal["exact-count", "diffullama"]
 Report = Callable[[int, int], None]
 Way = Callable[["Rows"], "Found"]
 PROTOCOLS = ("exact-count", "diffullama")
 POSITIONS = 4096  # read in one pass, at most
-POWER = 1.5  # see `masks.rounds`
-LEAST = 0.6  # of a token's surprise with all hidden that it keeps, on average, with little else hidden
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,12 @@ class Conditional:
 def error(draws: Tensor) -> Tensor:
     """(..., D) draws in the order of their levels to (...) the standard error of their mean, from above.
 
-    Levels differ in what they cost, which is no error of a mean that has all of them: what each draw is off the middle
-    of its neighbours is counted, 2/3 of whose square is the variance of one. Two draws are taken for equal levels.
+    Half the mean square of what neighbours are apart, the last and the first being such, is the variance of a draw, and
+    more than it by what levels differ, which is no error of a mean that has all of them. Of one draw nothing is known.
     """
-    count = draws.shape[-1]
-    if count < 3:
-        return (draws.var(-1) / count).sqrt() if count > 1 else torch.full_like(draws[..., 0], math.nan)
-    off = draws[..., 1:-1] - (draws[..., :-2] + draws[..., 2:]) / 2
-    return (off.square().mean(-1) * 2 / 3 / count).sqrt()
+    if draws.shape[-1] < 2:
+        return torch.full_like(draws[..., 0], math.nan)
+    return ((draws - draws.roll(1, -1)).square().mean(-1) / 2 / draws.shape[-1]).sqrt()
 
 
 def encoded(text: Text, context: str, continuation: str, key: int = 0, option: int = 0) -> Pair:
@@ -221,6 +217,11 @@ class Rows:
             seed,
         )
 
+    def some(self, which: Tensor) -> Rows:
+        """Those of `which` (B,) bool."""
+        parts = {name: value[which] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **parts)
+
     @property
     def batch(self) -> Batch:
         """The same for objectives: what stands behind a row is another document."""
@@ -244,84 +245,92 @@ def chosen(model: Denoiser, exact: bool, grid: bool, block: int | None, draws: i
         return exactly(model)[0], lambda rows: read_exactly(model, rows, positions)
     layout, _ = bounded(model, 0 if grid else block, draws)
     size = 0 if grid else model.attention.block or 0 if block is None else block
-    back = reading.lag(model) if model.shifted or model.attention.leads else 0
 
-    def whole(rows: Rows) -> Found:
+    def bound(rows: Rows) -> Found:
         masked.diffusible(model, rows.batch)
         if grid:
-            drawn = masks.grid(rows.answer, rows.starts, rows.seed, rows.keys, rows.options)
-            cost, forwards = hidden(model, rows, [each.hit for each in drawn], back, positions)
-            nats = (cost * torch.stack([each.weight for each in drawn])).sum(-1)
-            return Found(nats.T, forwards, rows.lengths < 0)
-        parts = torch.zeros_like(rows.tokens)
-        drawn = masks.rounds(rows.answer, parts, rows.starts, rows.seed, rows.keys, draws, POWER)
-        return read_whole(model, rows, drawn, back, positions)
+            return read_grid(model, rows, positions)
+        return read_blocks(model, rows, size, draws) if size else read_whole(model, rows, draws, positions)
 
-    def blocks(rows: Rows) -> Found:
-        masked.diffusible(model, rows.batch)
-        return read_blocks(model, rows, size, draws)
-
-    return f"DiffuLLaMA's grid, {layout}" if grid else layout, blocks if size else whole
+    return f"DiffuLLaMA's grid, {layout}" if grid else layout, bound
 
 
 def read_exactly(model: Denoiser, rows: Rows, positions: int) -> Found:
-    """Next-token prediction. The last token is looked at by nobody, so contexts with one token behind are one row."""
+    """Next-token prediction."""
+    cost, best, forwards = causally(model, rows, positions)
+    return Found(cost.sum(1)[:, None], forwards, (best | ~rows.answer).all(1))
+
+
+def causally(model: Denoiser, rows: Rows, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, L) surprise at each answer's tokens read from the left, 0 elsewhere; which are the likeliest (B, L); and (B,)
+    forwards. The last token is looked at by nobody, so contexts with one token behind are one row."""
     last, back = rows.lengths[:, None] - 1, reading.lag(model)
     inputs = rows.tokens.scatter(1, last, 0)[:, : rows.tokens.shape[1] - back]
     row, at = rows.answer.nonzero(as_tuple=True)
-    cost, best, forwards = surprises(
+    found, likeliest, forwards = surprises(
         model, inputs, rows.lengths, rules.causal, (row, at - back), rows.tokens[row, at], positions
     )
-    count = len(inputs)
-    wrong = torch.zeros(count, device=cost.device).index_add(0, row, (~best).float())
-    return Found(cost.new_zeros(count).index_add(0, row, cost)[:, None], forwards, wrong == 0)
+    cost, best = found.new_zeros(rows.tokens.shape), torch.zeros_like(rows.answer)
+    cost[row, at], best[row, at] = found, likeliest
+    return cost, best, forwards
 
 
-def read_whole(model: Denoiser, rows: Rows, drawn: Sequence[Draw], back: int, positions: int) -> Found:
-    """Full attention over context and continuation; token i is read at i - `back`.
-
-    One more pass hides everything, which is the level n itself, and says how hard each token is. What the draws add is
-    how far they lie off it: a token's surprise there is a control variate, whose mean over all sets is known.
-    """
-    cost, forwards = hidden(model, rows, [rows.answer, *(each.hit for each in drawn)], back, positions)
-    base, cost = cost[0], cost[1:]
-    weight = torch.stack([each.weight for each in drawn])
-    n = rows.answer.sum(1)
-    known = base.where(base.isfinite(), 0.0)
-    mean = known.sum(1) / n
-    share = LEAST + (1 - LEAST) * (weight > 0).sum(-1) / n  # (D, B): the more is hidden, the more alike the two are
-    off = (weight * (cost - share[..., None] * known)).sum(-1) - weight.sum(-1) * (1 - share) * mean
-    return Found((base.sum(1) + off).T, forwards, rows.lengths < 0)
+def read_grid(model: Denoiser, rows: Rows, positions: int) -> Found:
+    """Plain means of what each pass of the grid hides."""
+    drawn = masks.grid(rows.answer, rows.starts, rows.seed, rows.keys, rows.options)
+    cost, forwards = hidden(model, rows, [each.hit for each in drawn], positions)
+    nats = (cost * torch.stack([each.weight for each in drawn])).sum(-1)
+    return Found(nats.T, forwards, rows.lengths < 0)
 
 
-def hidden(model: Denoiser, rows: Rows, hits: Sequence[Tensor], back: int, positions: int) -> tuple[Tensor, Tensor]:
-    """(D, B, L) surprise at what is hidden by each of `hits` (B, L), 0 elsewhere; and (B,) forwards."""
-    count, hit = len(rows.tokens), torch.cat(list(hits))
-    tokens, lengths = rows.tokens.repeat(len(hits), 1), rows.lengths.repeat(len(hits))
-    row, at = hit.nonzero(as_tuple=True)
-    found, _, forwards = surprises(
-        model, tokens.masked_fill(hit, model.mask_id), lengths, None, (row, at - back), tokens[row, at], positions
-    )
-    cost = found.new_zeros(tokens.shape)
-    cost[row, at] = found
-    return cost.view(len(hits), count, -1), forwards.view(len(hits), count).sum(0)
+def read_whole(model: Denoiser, rows: Rows, draws: int, positions: int) -> Found:
+    """Full attention over context and continuation. One pass hides everything, which is the level n itself. Models that
+    predict next tokens are read from the left once more, for what a token costs with little else hidden; two tokens
+    are sooner asked one at a time."""
+    whole, n = torch.zeros_like(rows.tokens), rows.answer.sum(1)
+    drawn = masks.rounds(rows.answer, whole, rows.starts, rows.seed, rows.keys, draws)
+    cost, forwards = hidden(model, rows, [rows.answer, *(each.hit for each in drawn)], positions)
+    causal, some = None, n > 2
+    if (model.shifted or model.attention.leads) and bool(some.any()):
+        causal = torch.full_like(cost[0], math.inf)
+        causal[some], _, more = causally(model, rows.some(some), positions)
+        forwards = forwards.index_add(0, some.nonzero()[:, 0], more)
+    known = Expected.of(cost[0], causal, rows.answer, whole)
+    return Found(known.draws(drawn, cost[1:]), forwards, rows.lengths < 0)
+
+
+def hidden(model: Denoiser, rows: Rows, hits: Sequence[Tensor], positions: int) -> tuple[Tensor, Tensor]:
+    """(D, B, L) surprise at what is hidden by each of `hits` (B, L), 0 elsewhere; and (B,) forwards. Rows of which
+    nothing is hidden are not read."""
+    back = reading.lag(model) if model.shifted or model.attention.leads else 0
+    hit = torch.stack(list(hits))
+    turn, which = hit.any(-1).nonzero(as_tuple=True)
+    tokens, some = rows.tokens[which], hit[turn, which]
+    row, at = some.nonzero(as_tuple=True)
+    noisy, asked = tokens.masked_fill(some, model.mask_id), (row, at - back)
+    found, _, forwards = surprises(model, noisy, rows.lengths[which], None, asked, tokens[row, at], positions)
+    cost = found.new_zeros(hit.shape)
+    cost[turn[row], which[row], at] = found
+    return cost, forwards.new_zeros(len(rows.tokens)).index_add(0, which, forwards)
 
 
 def read_blocks(model: Denoiser, rows: Rows, size: int, draws: int) -> Found:
-    """The layouts of block and leader models: every noisy block sees the clean text before it."""
+    """The layouts of block and leader models: every noisy block sees the clean text before it. Leader models tell of
+    all tokens in the pass over the clean copy what next-token prediction says of them."""
     batch, leads = rows.batch, model.shifted or model.attention.leads
-    targets = batch.targets & ~leader.leading(batch, size - 1) if leads else batch.targets
-    parts = groups(batch.tokens.shape, size, batch.documents, batch.tokens.device)
+    leading = leader.leading(batch, size - 1) & leads
+    targets, parts = batch.targets & ~leading, groups(batch.tokens.shape, size, batch.documents, batch.tokens.device)
     drawn = masks.rounds(targets, parts, rows.starts, rows.seed, rows.keys, draws)
     if separable(model, batch.tokens.shape[1]):
         first = int(rows.starts.min()) // size * size
-        nats = list(map(Streams(model, batch, size, leads=leads, first=first).nats, drawn))
-    elif leads:
-        nats = [leader.nats(model, batch, each, size - 1) for each in drawn]
+        streams = Streams(model, batch, size, leads=leads, first=first, every=True)
     else:
-        nats = [block_diffusion.nats(model, batch, each, size) for each in drawn]
-    count = len(rows.tokens)
-    return Found(torch.stack(nats, 1), torch.full((count,), draws + 1.0), torch.zeros(count, dtype=torch.bool))
+        streams = Together(model, batch, size, leads=leads)
+    known = Expected.of(streams.hidden(targets), streams.clean if leads else None, targets, parts)
+    nats = known.draws(drawn, torch.stack([streams.hidden(each.hit) for each in drawn]))
+    leaders = streams.clean.where(batch.targets & leading, 0.0).sum(1)
+    passes = torch.stack([targets, *(each.hit for each in drawn)]).any(-1).sum(0)  # that ask a row anything
+    return Found(nats + leaders[:, None], 1 + passes.double(), rows.lengths < 0)
 
 
 def surprises(

@@ -15,41 +15,57 @@ from ..processes import CHOICE, GROUP_STEP, LEVEL, ROW_STEP, Draw
 
 STEPS = 32  # of DiffuLLaMA's grid
 SCATTER = 7  # keys its random numbers
+POWER = 1.5  # see `around`
 
 
-def rounds(
-    targets: Tensor, parts: Tensor, starts: Tensor, seed: int, keys: Tensor, draws: int, power: float = 1.0
-) -> list[Draw]:
-    """Draws whose mean is the diffusion bound, by exact counts: k of a group's n targets are hidden and weigh n / k
-    each, times the share of levels that the draw stands for.
+def rounds(targets: Tensor, parts: Tensor, starts: Tensor, seed: int, keys: Tensor, draws: int) -> list[Draw]:
+    """Draws whose mean is the diffusion bound without its last level, in which all of a group is hidden.
 
     targets (B, L) bool, parts (B, L) group numbers, starts (B,) where continuations begin, keys (B,)
-    power   the strata of levels end at (1/D)^power, (2/D)^power, ...: above 1 more draws go to low levels, where few
-            tokens are hidden and say little of their level's mean
 
-    The levels k are stratified over the draws, which come in their order. The targets of a group stand around a circle
-    in one random order, and each draw hides the k that come next: every set is a uniform one, so the mean stays the
-    bound, and neighbouring levels ask about different tokens. (Exact count: LLaDA, 2502.09992, equation 6; unequal
-    strata and the circle are ours.)
+    Order and offsets of `around` are random, and independent of the tokens.
     """
-    length, rows = targets.shape[1], keys[:, None]
-    at = torch.arange(length, device=targets.device)[None] - starts[:, None]
+    rows = keys[:, None]
+    at = torch.arange(targets.shape[1], device=targets.device)[None] - starts[:, None]
     first = parts.gather(1, starts[:, None])
-    n = torch.zeros_like(parts).scatter_add_(1, parts, targets.long()).gather(1, parts)
-    noise = uniform(seed, CHOICE, rows, at)
+    offset = (uniform(seed, LEVEL).to(at.device) + rows * ROW_STEP + (parts - first) * GROUP_STEP) % 1
+    return around(targets, parts, uniform(seed, CHOICE, rows, at), offset, draws)
+
+
+def around(targets: Tensor, parts: Tensor, noise: Tensor, offset: Tensor, draws: int) -> list[Draw]:
+    """Draws by exact counts: k of a group's n targets are hidden, k < n, and weigh (n - 1) / k each, times the share
+    of levels that the draw stands for.
+
+    noise (B, L) in [0, 1): its order is that of a group's targets; offset (B, L) in [0, 1), the same within a group
+
+    Levels are stratified over the draws, which come in their order; strata end at (1/D)^power, (2/D)^power, ..., so
+    that more draws go to low levels, where few tokens are hidden and say little of their level's mean. Every second
+    draw takes the mirrored offset: what one is too high in its stratum the next is too low. The targets of a group
+    stand around a circle, and each draw hides the k that come next: every set is a uniform one, so the mean stays
+    what it is, and neighbouring levels ask about different tokens. (Exact count: LLaDA, 2502.09992, equation 6; strata,
+    mirror and circle are ours.)
+    """
+    length = targets.shape[1]
+    n = summed(targets.long(), parts)
     order = torch.where(targets, parts + noise, float(length) + 1).argsort(1)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(length, device=order.device).expand_as(order))
     before = torch.zeros_like(parts).scatter_add_(1, parts, targets.long()).cumsum(1)
     rank = rank - before.gather(1, parts) + n  # within its group
-    base = (uniform(seed, LEVEL).to(at.device) + rows * ROW_STEP + (parts - first) * GROUP_STEP) % 1
+    top = (n - 1).clamp(min=0)
     gone, found = torch.zeros_like(n), []
     for turn in range(draws):
-        low, high = (turn / draws) ** power, ((turn + 1) / draws) ** power
-        k = (1 + ((low + base * (high - low)) * n).long()).minimum(n)
+        low, high = (turn / draws) ** POWER, ((turn + 1) / draws) ** POWER
+        level = low + (1 - offset if turn % 2 else offset) * (high - low)
+        k = (1 + (level * top).long()).minimum(top)
         hit = targets & ((rank - gone) % n.clamp(min=1) < k)
-        found.append(Draw(hit, torch.where(hit, n / k.clamp(min=1) * (draws * (high - low)), 0.0).float()))
+        found.append(Draw(hit, torch.where(hit, top / k.clamp(min=1) * (draws * (high - low)), 0.0).float()))
         gone = gone + k
     return found
+
+
+def summed(values: Tensor, parts: Tensor) -> Tensor:
+    """(B, L) the sum of `values` (B, L) over the group that a position is in, by `parts` (B, L)."""
+    return torch.zeros_like(values).scatter_add_(1, parts, values).gather(1, parts)
 
 
 def grid(targets: Tensor, starts: Tensor, seed: int, keys: Tensor, options: Tensor) -> list[Draw]:

@@ -17,7 +17,7 @@ from ..denoiser import Denoiser
 from ..nn import reading
 from ..nn.shift import Shifted
 from ..nn.transformer import Transformer
-from ..objectives import Batch, leader
+from ..objectives import Batch, block, leader
 from ..processes import Draw
 
 
@@ -25,9 +25,10 @@ class Streams:
     """Blocks of `size` positions; with `leads` a block's first token, its leader, is read from the clean copy.
 
     `first` is where a block begins before which no row has targets: of the noisy copies nothing before it is read.
+    With `every` the clean copy is asked about all targets, and not about leaders alone.
     """
 
-    def __init__(self, model: Denoiser, batch: Batch, size: int, *, leads: bool, first: int = 0):
+    def __init__(self, model: Denoiser, batch: Batch, size: int, *, leads: bool, first: int = 0, every: bool = False):
         assert first % size == 0, "noisy blocks are read whole"
         self.model, self.batch = model, batch
         self.back = reading.lag(model) if leads else 0  # block diffusion reads a token where it stands
@@ -43,10 +44,11 @@ class Streams:
             store=Store(2 * length),
             exact=True,
         )
-        asked = batch.targets & leader.leading(batch, size - 1) if leads else torch.zeros_like(batch.targets)
-        flat = asked.flatten().nonzero()[:, 0]
+        leading = batch.targets & leader.leading(batch, size - 1) & leads
+        flat = (batch.targets & leads if every else leading).flatten().nonzero()[:, 0]
         clean = replace(self.noisy, window=Window(length, length), positions=here, attend=behind(length))
-        self.leaders = reading.by_row(self.surprise(batch.tokens, clean, flat, self.back), flat, shape)  # (B,) nats
+        self.clean = placed(self.surprise(batch.tokens, clean, flat, self.back), flat, shape)  # (B, L) nats
+        self.leaders = self.clean.where(leading, 0.0).sum(1)  # (B,) nats
 
     def surprise(self, noisy: Tensor, ctx: Context, flat: Tensor, back: int) -> Tensor:
         """(N,) nats of the tokens at flat indices into (B, L), each read `back` positions before itself."""
@@ -57,12 +59,41 @@ class Streams:
         found = reading.logits(self.model, tokens, ctx, read)
         return reading.surprise(found, self.batch.tokens.flatten()[flat])
 
+    def hidden(self, hit: Tensor) -> Tensor:
+        """(B, L) nats of what `hit` hides, 0 elsewhere."""
+        flat = hit.flatten().nonzero()[:, 0]
+        noisy = self.batch.tokens.masked_fill(hit, self.model.mask_id)
+        return placed(self.surprise(noisy, self.noisy, flat, self.back), flat, hit.shape)
+
     def nats(self, drawn: Draw) -> Tensor:
         """(B,) the bound of one draw: `leader.nats` or `block.nats`."""
-        flat = drawn.hit.flatten().nonzero()[:, 0]
-        noisy = self.batch.tokens.masked_fill(drawn.hit, self.model.mask_id)
-        found = self.surprise(noisy, self.noisy, flat, self.back) * drawn.weight.flatten()[flat]
-        return self.leaders + reading.by_row(found, flat, self.batch.tokens.shape)
+        return self.leaders + (self.hidden(drawn.hit) * drawn.weight).sum(1)
+
+
+class Together:
+    """The same, both copies in every pass: for networks whose copies cannot be read apart."""
+
+    def __init__(self, model: Denoiser, batch: Batch, size: int, *, leads: bool):
+        self.model, self.batch, self.size, self.leads = model, batch, size, leads
+        self.clean = self.read(torch.zeros_like(batch.targets), batch.targets & leads, 1)
+
+    def read(self, hit: Tensor, asked: Tensor, stream: int) -> Tensor:
+        """(B, L) nats of what is `asked` of one of the copies, 0 elsewhere."""
+        flat, length = asked.flatten().nonzero()[:, 0], asked.shape[1]
+        drawn = Draw(hit, hit.float())
+        tokens, ctx = block.two_streams(self.batch, drawn, self.model.mask_id, self.size, token_causal=self.leads)
+        back = reading.lag(self.model) if self.leads else 0
+        found = reading.logits(self.model, tokens, ctx, block.in_streams(flat, length, stream) - back)
+        return placed(reading.surprise(found, self.batch.tokens.flatten()[flat]), flat, asked.shape)
+
+    def hidden(self, hit: Tensor) -> Tensor:
+        """(B, L) nats of what `hit` hides, 0 elsewhere."""
+        return self.read(hit, hit, 0)
+
+
+def placed(values: Tensor, flat: Tensor, shape: torch.Size) -> Tensor:
+    """(B, L) of `shape`: `values` (N,) at the flat indices they belong to, 0 elsewhere."""
+    return values.new_zeros(shape).view(-1).index_copy(0, flat, values).view(shape)
 
 
 def behind(length: int) -> Attend:

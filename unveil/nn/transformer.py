@@ -7,6 +7,7 @@ N rows read, P 1 or B.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -208,6 +209,7 @@ class Transformer(Denoiser):
         self.family = ""  # whose names its checkpoint uses
         self.config: dict = {}  # the parent's config.json
         self.adapter: Adapter | None = None  # what is trained, where these weights are frozen
+        self.fixed: Callable[[Tensor, Context, Window], Tensor | None] | None = None  # see nn.fixed
         self.checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
         self.embed = nn.Embedding(s.vocab, s.width)
         if s.classic:
@@ -262,19 +264,24 @@ class Transformer(Denoiser):
         window = window or ctx.over(x_BWE.shape[1])
         positions = window.positions(x_BWE.device) if ctx.positions is None else ctx.positions.to(x_BWE.device)
         positions = positions if positions.dim() == 2 else positions[None]
-        turn = None
+        if self.s.classic and ctx.positions is None and window.stop > self.s.context:
+            raise ValueError(f"{window.stop} positions, but this network has learned {self.s.context}")
+        x_BWE, turn = self.placed(x_BWE, positions)
+        return self.layers(x_BWE, Pass(ctx, window, turn, *self.look(ctx, window, positions)))
+
+    def placed(self, x_BWE: Tensor, positions_PW: Tensor) -> tuple[Tensor, Turn | None]:
+        """Embedded tokens told where they stand, by learned positions or by the angles that layers turn by."""
         if self.s.classic:
-            if ctx.positions is None and window.stop > self.s.context:
-                raise ValueError(f"{window.stop} positions, but this network has learned {self.s.context}")
-            x_BWE = x_BWE + self.places(positions)
-        else:
-            turn = self.turn(positions, x_BWE.dtype)
-        p = Pass(ctx, window, turn, *self.look(ctx, window, positions))
+            return x_BWE + self.places(positions_PW), None
+        return x_BWE, self.turn(positions_PW, x_BWE.dtype)
+
+    def layers(self, x_BWE: Tensor, p: Pass) -> Tensor:
+        """(B, W, E), or (N, E) under the pass's `read`; not yet normalised."""
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            read = ctx.read if block is self.blocks[-1] else None
-            if ctx.store is not None:
-                x_BWE = ctx.store.through(block, x_BWE, p, read)
+            read = p.ctx.read if block is self.blocks[-1] else None
+            if p.ctx.store is not None:
+                x_BWE = p.ctx.store.through(block, x_BWE, p, read)
             else:
                 x_BWE = checkpoint(block, x_BWE, p, read, use_reentrant=False) if again else block(x_BWE, p, read)
         return x_BWE
@@ -287,6 +294,8 @@ class Transformer(Denoiser):
         """(B, L) to final normalised states (B, W, E), or (N, E) under `ctx.read`."""
         ctx = ctx if ctx.stale is None else ctx.narrowed()
         window = ctx.over(tokens.shape[1])
+        if self.fixed is not None and (found := self.fixed(tokens, ctx, window)) is not None:
+            return found
         return self.norm(self.run(self.embed(window.take(tokens)), ctx, window))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from ..guides import Guide
 from ..sample import prepare
 from .messages import Step, Submit, Write
 
-PATIENCE = 3  # rounds that a row waits in all so as to go on in company
+PATIENCE = 3  # rounds that any row waits in all so as to go on in company,
+SHARE = 8  # and one part in so many of those that it has before it where that is more
 Likely = list[tuple[int, float]]
 """Tokens and their log-probabilities, best first."""
 
@@ -84,13 +85,13 @@ class Member:
     forwards: int = 0
     reused: int = 0  # positions of the prompt that were found computed
     seat: Seat = field(init=False)
-    patience: int = PATIENCE
+    patience: int = field(init=False)  # rounds that it may still wait for company
     told: int = 0  # steps that were said of it
     silent: int = 0  # steps not to say again, of a row that was begun anew
     apart: bool = False  # may it share no canvas?
 
     def __post_init__(self):
-        self.seat = Seat(self.tokens, self.first)
+        self.seat, self.patience = Seat(self.tokens, self.first), max(PATIENCE, self.blanks // SHARE)
 
     @property
     def key(self) -> tuple:
@@ -187,7 +188,7 @@ class Cohort:
         context = self.asked.context
         assert context.read is not None
         rows = numbers(context.read) // context.over(self.asked.tokens.shape[1]).width
-        for row in np.unique(rows).tolist():
+        for row in np.bincount(rows).nonzero()[0].tolist():
             member = self.members[row]
             if member is not None:
                 member.forwards += 1
@@ -234,6 +235,7 @@ class Cohort:
             member = self.members[line]
             if member is None:
                 continue
+            top = member.request.order.top
             if line not in found:
                 request, number = member.request, member.seat.earlier + canvas.number
                 spent = round(now - request.admitted, 6)
@@ -242,7 +244,7 @@ class Cohort:
             if token == canvas.mask_id:
                 found[line].taken_back.append(place)
             else:
-                found[line].writes.append(Write(place, token, level, others[: member.request.order.top]))
+                found[line].writes.append(Write(place, token, None if top is None else level, others[: top or 0]))
         return [step for line, step in found.items() if self.news(line)]
 
     def chances(self, row: np.ndarray, at: np.ndarray, new: np.ndarray) -> tuple[list[float | None], list[Likely]]:
@@ -250,7 +252,8 @@ class Cohort:
         levels: list[float | None] = [None] * len(row)
         likely: list[Likely] = [[] for _ in levels]
         canvas, latest = self.canvas, self.canvas.latest
-        if latest is None:
+        tops = [member.request.order.top for member in self.members if member is not None]
+        if latest is None or all(top is None for top in tops):
             return levels, likely
         window, read = canvas.window, numbers(latest.read)
         width = window.width
@@ -267,8 +270,7 @@ class Cohort:
         said = latest.logp_of(chosen, torch.from_numpy(new[spoken]).to(device)).tolist()
         for number, level in zip(spoken.tolist(), said, strict=True):
             levels[number] = level if math.isfinite(level) else None
-        top = max((member.request.order.top for member in self.members if member is not None), default=0)
-        if top:
+        if top := max(top or 0 for top in tops):
             best = (x.tolist() for x in latest.likeliest(chosen, top))
             for number, *pair in zip(spoken.tolist(), *best, strict=True):
                 likely[number] = [(t, level) for t, level in zip(*pair, strict=True) if math.isfinite(level)]

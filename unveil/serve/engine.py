@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -47,7 +48,7 @@ class Engine:
     ):
         """`memory` is bytes for keys, values and logits of requests; None: a share of what the machine has free.
 
-        `threads` of the processor are used where a round is worth them; None: their number is left as it is.
+        `threads` of the processor are used where they are faster than one; None: their number is left as it is.
         """
         parameter = next(model.parameters())
         self.model, self.name, self.start_id, self.text = model, name, start_id, text
@@ -65,7 +66,7 @@ class Engine:
         self.orders = Orders(model, self.network, self.memory, text)
         self.events: list[Event] = []  # to be told by the next step
         self.parameters = sum(p.numel() for p in bare(model).parameters())
-        self.threads = Threads(self.parameters, threads) if threads else None
+        self.threads = Threads(threads) if threads and threads > 1 else None
         self.rounds = self.passes = self.tokens = self.reused = 0
         self.draining = False
         self.last = 0.0  # when the load was told
@@ -232,10 +233,9 @@ class Engine:
     def computed(self, tasks: Sequence[Prefill | Cohort]) -> list[Tensor | None]:
         """The logits of each pass; None for those that failed."""
         asks = [task.asked for task in tasks if task.asked is not None]
-        if self.threads:
-            self.threads.suit(asks)
         try:
-            found, passes = answers(self.model, asks)
+            with self.threads.suited(asks) if self.threads else nullcontext():
+                found, passes = answers(self.model, asks)
             self.passes += passes
             return list(found)
         except FAULTS:

@@ -20,6 +20,9 @@ CHUNK = 1 << 18  # bytes taken from the pipe at once
 LONGEST = 1 << 26  # bytes; no event comes near it
 DEATHS, MINUTE = 3, 60.0  # so many within so many seconds, and it is not started again
 PAUSE = 0.25  # seconds before the first new start, four times as many before the next
+# Threads that spin while they wait for each other starve whoever shares the cores with them, which is this process.
+# From one product to the next within a pass they may (GNU OpenMP: some 50 microseconds), from pass to pass never.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
 IDLE = Load(waiting=0, running=0, memory=0, kept=0, rounds=0, passes=0, tokens=0, reused=0)
 
 
@@ -53,7 +56,7 @@ class Stream:
         self.events: deque[tuple[Event, int]] = deque()
         self.held = 0  # bytes of the events that nobody has read
         self.error: Exception | None = None
-        self.news = asyncio.Event()
+        self.reader: asyncio.Future[None] | None = None  # done when there is news for whoever waits
 
     def __aiter__(self) -> Stream:
         return self
@@ -65,11 +68,16 @@ class Stream:
             if not self.left:
                 self.close()
                 raise StopAsyncIteration
-            self.news.clear()
-            await self.news.wait()
+            self.reader = asyncio.get_running_loop().create_future()
+            await self.reader
         event, size = self.events.popleft()
         self._hold(-size)
         return event
+
+    @property
+    def ready(self) -> bool:
+        """Is there an event already?"""
+        return bool(self.events)
 
     def cancel(self, row: int | None = None) -> None:
         """Write no more of a row, or of any; the rows still end with Done."""
@@ -82,7 +90,7 @@ class Stream:
             self.cancel()
         self._forget()
         self.error = self.error or Lost("the stream is closed")
-        self.news.set()
+        self._wake()
 
     async def aclose(self) -> None:
         """`close`, under the name that asynchronous generators give it."""
@@ -108,14 +116,18 @@ class Stream:
             self.left.discard(event.row)
         self.events.append((event, size))
         self._hold(size)
-        self.news.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """The reader gets the error next, whatever else waits for it."""
         self.error = error
         self.link.streams.pop(self.order.id, None)
         self._forget()
-        self.news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.reader is not None and not self.reader.done():
+            self.reader.set_result(None)
 
     def _forget(self) -> None:
         self._hold(-self.held)
@@ -239,8 +251,7 @@ class Link:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
             limit=CHUNK,
-            # Threads that spin while they wait for each other starve whoever shares the cores with them: this process.
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            env={**({} if WAITING.keys() & os.environ.keys() else WAITING), **os.environ},
         )
         event = None
         try:

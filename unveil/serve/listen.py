@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,6 +23,7 @@ from .limits import Limits
 from .link import Link
 from .messages import Row, Submit
 
+Result = TypeVar("Result")
 HEADERS = 30.0  # seconds in which a connection has to say what it wants
 HEADING = 1 << 16  # bytes in which it has to, address and headers
 UNREAD = 60.0  # seconds in which a client has to take some of an answer that is ready
@@ -101,7 +102,7 @@ class Server(uvicorn.Server):
         self.force_exit = True
 
 
-def run(main: Coroutine[Any, Any, int]) -> int:
+def run(main: Coroutine[Any, Any, Result]) -> Result:
     """Run to the end, on the faster loop where the system has it."""
     factory = import_module("uvloop").new_event_loop if find_spec("uvloop") else None
     with asyncio.Runner(loop_factory=factory) as runner:

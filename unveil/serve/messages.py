@@ -32,7 +32,7 @@ class Submit:
     steps: int | None = None
     guide: str | None = None
     full: bool = False  # look both ways (infilling with a leader model)
-    top: int = 0  # likeliest tokens told of each committed position
+    top: int | None = 0  # likeliest tokens told of each committed position; None: not even how likely it was itself
     ends: bool = True  # a row is done once everything before its first end-of-text token is final
     adapter: str | None = None  # None: the model as it is
     schema: dict[str, Any] | None = None  # JSON schema that what is written into the row's only blank must follow
@@ -89,17 +89,17 @@ class Refusal:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # these two are made for every token, and what is frozen takes several times as long to make
 class Write:
     """One committed token."""
 
     at: int
     token: int
-    logp: float | None  # nats, under the plain prediction of the pass that committed it; None: no pass spoke of it
+    logp: float | None  # nats, under the plain prediction of the pass that committed it; None: nothing spoke of it
     top: list[tuple[int, float]] = field(default_factory=list)  # likeliest tokens of that pass, best first
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Step:
     """What one step changed in one row. Rows that waited say nothing."""
 
@@ -151,20 +151,28 @@ Event = Ready | Admitted | Refusal | Step | Done | Load | Drained
 KINDS = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Event))}
 
 
+SPELLED = json.JSONEncoder(default=vars, separators=(",", ":"), allow_nan=False)
+
+
 def line(message: Order | Event) -> bytes:
-    """One line of JSON."""
-    content = {"is": type(message).__name__.lower(), **vars(message)}
-    return json.dumps(content, default=vars, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    """One line of JSON: an object, or an array for a step, of which there is one for every token."""
+    if isinstance(message, Step):
+        writes = [[each.at, each.token, each.logp, each.top] for each in message.writes]
+        numbers = message.row, message.forwards, message.block, message.step
+        content: Any = [message.id, *numbers, writes, message.taken_back, message.final, message.seconds]
+    else:
+        content = {"is": type(message).__name__.lower(), **vars(message)}
+    return SPELLED.encode(content).encode() + b"\n"
 
 
 def read(text: bytes) -> Order | Event:
     """What `line` wrote."""
     content = json.loads(text)
+    if isinstance(content, list):
+        name, row, forwards, block, step, writes, taken_back, final, seconds = content
+        made = [Write(at, token, logp, [(t, p) for t, p in top]) for at, token, logp, top in writes]
+        return Step(name, row, forwards, block, step, made, taken_back, final, seconds)
     kind = KINDS[content.pop("is")]
     if kind is Submit:
         content["rows"] = [Row(**row) for row in content["rows"]]
-    if kind is Step:
-        for each in content["writes"]:
-            each["top"] = [(token, logp) for token, logp in each["top"]]
-        content["writes"] = [Write(**each) for each in content["writes"]]
     return kind(**content)

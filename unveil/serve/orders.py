@@ -51,7 +51,7 @@ class Orders:
         """The request as it will run. ValueError, in the words of what would refuse it, when it cannot."""
         if not order.rows:
             raise ValueError("the request has no row; expected at least one")
-        if not 0 <= order.top <= self.network.vocab:
+        if not 0 <= (order.top or 0) <= self.network.vocab:
             raise ValueError(f"top is {order.top}; expected 0 to {self.network.vocab} likeliest tokens")
         attention = FULL if order.full else self.model.attention
         options = Options(

@@ -68,32 +68,45 @@ class Pending:
             self.close()
             raise
 
-    async def events(self) -> AsyncIterator[tuple[Step | Done, Delta]]:
-        """Every event of rows that are being written, with what it makes certain of the row's answer."""
+    async def events(self) -> AsyncIterator[list[tuple[Step | Done, Delta]]]:
+        """Every event of rows that are being written, with what it makes certain of the row's answer.
+
+        Those that have come by the time they are asked for are given together.
+        """
         assert self.stream is not None
-        while any(answer.finish is None for answer in self.answers):
-            event = await self.next()
-            if event is None:
-                break
-            if not isinstance(event, Step | Done):
-                continue
+        more = True
+        while more:
+            found: list[tuple[Step | Done, Delta]] = []
+            try:
+                more = self.take(await self.next(), found)
+                while more and self.stream.ready:
+                    more = self.take(await self.next(), found)
+            except Problem:
+                if found:
+                    yield found
+                raise
+            yield found
+        self.count()
+
+    def take(self, event: Event | None, found: list[tuple[Step | Done, Delta]]) -> bool:
+        """Put an event with what it makes certain into `found`; False at the end. Problem where a row has failed."""
+        assert self.stream is not None
+        if isinstance(event, Step | Done):
             answer = self.answers[event.row]
             if answer.finish is not None:  # its end was seen here before the engine knew
                 answer.forwards = max(answer.forwards, event.forwards)
-                continue
-            if isinstance(event, Done):
+            elif isinstance(event, Done):
                 if event.reason in ("failed", "cancelled"):
                     raise self.failed(event)
-                delta = answer.close(event)
+                found.append((event, answer.close(event)))
             else:
                 if self.waits_for_first and event.writes:
                     self.waits_for_first = False
                     self.service.metrics.first.observe(time.perf_counter() - self.began)
-                delta = answer.take(event)
+                found.append((event, answer.take(event)))
                 if answer.finish is not None:
                     self.stream.cancel(event.row)
-            yield event, delta
-        self.count()
+        return event is not None and any(answer.finish is None for answer in self.answers)
 
     async def next(self) -> Event | None:
         """The next event; None at the end. Problem where there will be none, Gone where nobody waits for it."""

@@ -95,7 +95,7 @@ async def completion(service: Service, asked: schema.Completion) -> Plan:
             shapes.append(await template(service, asked, each))
         else:
             shapes.append(await continued(service, asked, each))
-    return await planned(service, asked, shapes, f"cmpl-{uuid4().hex}", asked.logprobs or 0, infill)
+    return await planned(service, asked, shapes, f"cmpl-{uuid4().hex}", asked.logprobs, infill)
 
 
 async def chat(service: Service, asked: schema.Chat) -> Plan:
@@ -117,7 +117,8 @@ async def chat(service: Service, asked: schema.Chat) -> Plan:
     except ValueError as error:
         raise wrong(str(error), "messages") from None
     shape = shaped(service, ids, [], length, "messages", lead="", ends=True, context=len(ids))
-    return await planned(service, asked, [shape], f"chatcmpl-{uuid4().hex}", asked.top_logprobs or 0, infill=False)
+    tops = (asked.top_logprobs or 0) if asked.logprobs else None
+    return await planned(service, asked, [shape], f"chatcmpl-{uuid4().hex}", tops, infill=False)
 
 
 def turn(message: schema.Message) -> dict[str, str]:
@@ -296,10 +297,12 @@ def bounded(service: Service, length: int) -> None:
 
 
 async def planned(
-    service: Service, asked: schema.Asked, shapes: list[Place], name: str, tops: int, infill: bool
+    service: Service, asked: schema.Asked, shapes: list[Place], name: str, tops: int | None, infill: bool
 ) -> Plan:
     """Rows and options, as the engine is told."""
     n, limits = asked.n or 1, service.limits
+    if asked.stream_mode == "denoise":  # tells how likely each token was in any case
+        tops = tops or 0
     seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
     places = [
         replace(each, seed=seed + number * n + index, prompt=number)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..attention import Attention
-from .cohort import PATIENCE, Cohort, Member
+from .cohort import Cohort, Member
 from .memory import room
 
 COHORT = 32  # rows on one canvas at most
@@ -49,7 +50,7 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
     """Put rows together: those of one kind that begin a block now, and those that soon will.
 
     A cohort's round costs almost as much for one row as for many, so a row waits for others of its kind where these
-    are sure to finish their block in time: `PATIENCE` rounds of its life at most.
+    are sure to finish their block while its patience lasts, which it has once for all of its life.
     """
     kinds: dict[tuple, list[Place]] = {}
     for member in fresh:
@@ -65,10 +66,9 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
     parted: dict[int, Cohort] = {}  # each once
     for of, places in kinds.items():
         for group in near(places):
-            cohort = group[0].cohort
-            if soon.get(of, PATIENCE + 1) <= min(place.member.patience for place in group):
+            if soon.get(of, math.inf) <= min(place.member.patience for place in group):
                 waiting += group
-            elif cohort and cohort.living == len(group) and all(place.cohort is cohort for place in group):
+            elif cohort := whole(group):
                 found.going.append(cohort)
             else:
                 found.groups.append([place.member for place in group])
@@ -82,27 +82,44 @@ def seated(fresh: Iterable[Member], cohorts: Sequence[Cohort], attention: Attent
     return found
 
 
+def whole(group: Sequence[Place]) -> Cohort | None:
+    """The cohort whose rows these are, all that it has; it can go on as it is."""
+    cohort = group[0].cohort
+    own = cohort is not None and cohort.living == len(group) and all(place.cohort is cohort for place in group)
+    return cohort if own else None
+
+
 def arrivals(cohorts: Iterable[Cohort], attention: Attention) -> dict[tuple, int]:
-    """Rounds until rows of a kind are sure to begin a block."""
+    """Rounds until rows of a kind are sure to begin a block, of those that are half through with theirs.
+
+    The others will wait themselves, which takes fewer rounds.
+    """
     soon: dict[tuple, int] = {}
     for cohort in cohorts:
-        if cohort.asked is not None and cohort.moves and cohort.left <= PATIENCE:
+        if cohort.asked is not None and cohort.moves and 2 * cohort.left <= cohort.canvas.budget:
             for member, known, first in cohort.onward():
                 of = kind(member, first, known, attention)
                 soon[of] = min(soon.get(of, cohort.left), cohort.left)
     return soon
 
 
-def near(rows: list[Place]) -> list[list[Place]]:
-    """Rows apart that would make each other's canvas too long."""
-    rows.sort(key=lambda row: (len(row.member.tokens), row.first))
-    groups: list[list[Place]] = []
-    first = rest = most = 0
+def near(rows: Sequence[Place]) -> list[list[Place]]:
+    """Rows apart that would make each other's canvas too long. Those of one canvas stay together, the most first."""
+    units: dict[int, list[Place]] = {}
     for row in rows:
-        length = len(row.member.tokens)
-        first, rest = max(first, row.first), max(rest, length - row.first)
-        if not groups or len(groups[-1]) == COHORT or first + rest > most:
-            groups.append([])
-            first, rest, most = row.first, length - row.first, room(length)
-        groups[-1].append(row)
+        units.setdefault(id(row.cohort or row), []).append(row)
+    groups: list[list[Place]] = []
+    for unit in sorted(units.values(), key=lambda unit: (-len(unit), len(unit[0].member.tokens), unit[0].first)):
+        into = next((group for group in groups if fit([*group, *unit])), None)
+        if into is None:
+            groups.append(unit)
+        else:
+            into += unit
     return groups
+
+
+def fit(rows: Sequence[Place]) -> bool:
+    """Is there room for all on one canvas, in what each has set aside?"""
+    lengths = [len(row.member.tokens) for row in rows]
+    rest = max(length - row.first for row, length in zip(rows, lengths, strict=True))
+    return len(rows) <= COHORT and max(row.first for row in rows) + rest <= room(min(lengths))

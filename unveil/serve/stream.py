@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -18,7 +18,12 @@ from .errors import Gone, Problem
 from .messages import Step, Write
 from .pending import Pending, finished, watched
 
+SPELLED = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MANY = 2_000  # tokens that are spelled at once; more of them in a thread
+
+
+Chunks = AsyncIterator[Sequence[Mapping[str, Any]]]
+"""What a stream holds, in order; chunks that became known together are together."""
 
 
 class Telling(Protocol):
@@ -51,7 +56,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, pending: Pending, chunks: AsyncIterator[Mapping[str, Any]]):
+    def __init__(self, pending: Pending, chunks: Chunks):
         super().__init__(None, 200, {"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.pending, self.chunks = pending, chunks
@@ -69,11 +74,12 @@ class EventStream(Response):
             self.pending.close()
 
 
-async def told(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
-    """Chunks as events; an error is the last of them."""
+async def told(chunks: Chunks) -> AsyncIterator[bytes]:
+    """Chunks as events, those that came together at once; an error is the last of them."""
     try:
-        async for chunk in chunks:
-            yield event(chunk)
+        async for some in chunks:
+            if some:
+                yield b"".join(map(event, some))
     except Problem as problem:
         yield event(problem.content)
     yield b"data: [DONE]\n\n"
@@ -81,34 +87,33 @@ async def told(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]
 
 def event(chunk: Mapping[str, Any]) -> bytes:
     """One event, which is one line."""
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + SPELLED.encode(chunk).encode() + b"\n\n"
 
 
-async def in_order(pending: Pending, telling: Telling, usage: bool) -> AsyncIterator[Mapping[str, Any]]:
+async def in_order(pending: Pending, telling: Telling, usage: bool) -> Chunks:
     """Final text, piece by piece; at the end what it took, if that was asked for."""
-    head: Mapping[str, Any] = {}
-    async for step, delta in pending.events():
-        if delta.text or delta.tokens or delta.finish:
-            head = telling(step.row, pending.answers[step.row], delta)
-            yield {**head, "usage": None} if usage else head
+    more = {"usage": None} if usage else {}
+    async for events in pending.events():
+        certain = [(step.row, delta) for step, delta in events if delta.text or delta.tokens or delta.finish]
+        yield [{**telling(row, pending.answers[row], delta), **more} for row, delta in certain]
     if usage:
-        yield {**head, "choices": [], "usage": pending.usage}
+        yield [{**telling.head, "choices": [], "usage": pending.usage}]
 
 
-async def denoised(pending: Pending) -> AsyncIterator[Mapping[str, Any]]:
+async def denoised(pending: Pending) -> Chunks:
     """The canvas, every step, and the finished text."""
     head = {"id": pending.id, "created": pending.created, "model": pending.model}
     places, spelling = pending.plan.places, pending.service.spelling
-    yield {"object": "unveil.canvas", **head, "choices": await canvases(pending)}
-    async for step, _ in pending.events():
-        if isinstance(step, Step):
-            yield {"object": "unveil.step", "id": pending.id, "choices": [changed(spelling, step)]}
+    yield [{"object": "unveil.canvas", **head, "choices": await canvases(pending)}]
+    async for events in pending.events():
+        steps = [changed(spelling, step) for step, _ in events if isinstance(step, Step)]
+        yield [{"object": "unveil.step", "id": pending.id, "choices": [step]} for step in steps]
     choices = []
     for index, (place, answer) in enumerate(zip(places, pending.answers, strict=True)):
         parts = {"blanks": answer.parts} if place.blanks else {}
         text = place.lead + answer.text
         choices.append({"index": index, "text": text, **parts, "finish_reason": answer.finish, "seed": place.seed})
-    yield {"object": "unveil.done", **head, "choices": choices, "usage": pending.usage}
+    yield [{"object": "unveil.done", **head, "choices": choices, "usage": pending.usage}]
 
 
 async def canvases(pending: Pending) -> list[dict[str, Any]]:

@@ -125,7 +125,7 @@ def arguments() -> argparse.Namespace:
     found.add_argument("--dtype", help="default: float32 on a CPU, else the checkpoint's own")
     found.add_argument("--memory", type=int, help="bytes for keys and values of requests")
     found.add_argument("--adapter", type=pair, action="append", default=[], help="NAME=FOLDER; may be repeated")
-    found.add_argument("--threads", type=int, help="of the processor; default: as rounds are worth")
+    found.add_argument("--threads", type=int, help="of the processor; default: one or all, whichever is faster")
     return found.parse_args()
 
 

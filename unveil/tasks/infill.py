@@ -1,4 +1,4 @@
-"""Infilling code: a statement in the middle of a function of the Python standard library is blank."""
+"""Infilling code: a statement or more in the middle of a function of the Python standard library is blank."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -25,32 +26,43 @@ UNSEEN = (
     "http/cookies.py",
 )
 ASIDE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+JUDGES = ("program", "similarity")
 SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Raise, ast.Assert, ast.Delete, ast.Expr)
 
 
 @dataclass
 class Infill(Listed):
-    """One statement of each function or method, one line long and neither the first nor the last line of it.
+    """A statement of each function or method, one line long, or several lines from it on; never the first or the last.
 
     The prompt is the function's lines before it, the tail those behind. Right is what makes the same program (the same
-    syntax tree), spaces, quotes and comments aside. Without `data`, test problems are from the files in UNSEEN, which
-    the embedded models have not been trained on, and training problems from all others.
+    syntax tree), spaces, quotes and comments aside. A model that gets few right can still be told from another by the
+    similarity: the share of characters in common (2 M / T of difflib, after Ratcliff and Obershelp). Without `data`,
+    test problems are from the files in UNSEEN, which the embedded models have not been trained on, and training
+    problems from all others.
 
     data            a file or folder of Python source instead; a hash of a function's text then says its split
     shortest, most  lines of a function
     widest          characters of a statement
+    lines           how many are asked
+    judge           what is the score: program (1 or 0) or similarity
     """
 
     data: str = ""
     shortest: int = 5
     most: int = 24
     widest: int = 60
+    lines: int = 1
+    judge: str = "program"
     length: int = field(default=24, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
         if not 3 <= self.shortest <= self.most:
             raise ValueError(f"expected 3 <= shortest <= most lines, got shortest={self.shortest}, most={self.most}")
+        if self.lines < 1:
+            raise ValueError(f"lines is {self.lines}; expected at least one line to be asked")
+        if self.judge not in JUDGES:
+            raise ValueError(f"no judge called {self.judge!r}; there are: {', '.join(JUDGES)}")
         if self.data and not Path(self.data).exists():
             raise ValueError(f"no such file or folder: {self.data}")
 
@@ -75,10 +87,10 @@ class Infill(Listed):
                 asked = self.statements(function, lines)
                 if asked:
                     chosen = asked[numbers.integers(len(asked))] - function.lineno + 1
-                    yield blanked(whole.split("\n"), chosen)
+                    yield blanked(whole.split("\n"), chosen, self.lines)
 
     def statements(self, function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> list[int]:
-        """Numbers of the lines that may be asked, counted from 0; none where the function is too short or long."""
+        """Where the lines asked may begin, counted from 0; nowhere if the function is too short or long."""
         last = function.end_lineno or function.lineno
         if not self.shortest <= last - function.lineno + 1 <= self.most:
             return []
@@ -90,21 +102,35 @@ class Infill(Listed):
             alone = (
                 node.lineno == node.end_lineno and len(line.encode()) == (node.end_col_offset or 0) - node.col_offset
             )
-            if alone and function.lineno < node.lineno < last and 8 <= len(line) <= self.widest:
+            if alone and function.lineno < node.lineno <= last - self.lines and 8 <= len(line) <= self.widest:
                 found.append(node.lineno - 1)
         return sorted(set(found))
 
     def score(self, example: Example, completion: str) -> float:
+        return next(iter(self.figures(example, completion).values()))
+
+    def figures(self, example: Example, completion: str) -> dict[str, float]:
+        """Both, the one that judges first."""
+        found = {"program": self.same(example, completion), "similarity": similarity(example.answer, completion)}
+        return {name: found[name] for name in sorted(JUDGES, key=lambda name: name != self.judge)}
+
+    def same(self, example: Example, completion: str) -> float:
         ours, right = (program(example.prompt + text + example.tail) for text in (completion, example.answer))
         return float(ours is not None and ours == right)
 
 
-def blanked(lines: list[str], row: int) -> Example:
-    """One line of a function asked, with the last character of its indentation: tokenizers put them together."""
+def similarity(right: str, ours: str) -> float:
+    """From 0 to 1, spaces around aside."""
+    return SequenceMatcher(None, right.strip(), ours.strip(), autojunk=False).ratio()
+
+
+def blanked(lines: list[str], row: int, count: int = 1) -> Example:
+    """Lines of a function asked, with the last character of their indentation: tokenizers put them together."""
     line = lines[row]
     cut = max(len(line) - len(line.lstrip()) - 1, 0)
-    before, behind = "\n".join([*lines[:row], line[:cut]]), "\n".join(["", *lines[row + 1 :]])
-    return Example(before, line[cut:].rstrip(), behind)
+    before, behind = "\n".join([*lines[:row], line[:cut]]), "\n".join(["", *lines[row + count :]])
+    asked = "\n".join([line[cut:], *lines[row + 1 : row + count]])
+    return Example(before, asked.rstrip(), behind)
 
 
 def sources(root: Path) -> list[str]:

@@ -72,14 +72,18 @@ class Reversal(Task):
         return len(self.pool(split))
 
     def examples(self, count: int, split: str = "test", seed: int = 0) -> list[Example]:
-        """As in `Task`; training problems come again when more are asked for than there are."""
+        """As in `Task`; training problems come again when more are asked for than there are. Both questions of a test
+        pair come together, so that either is asked as often whatever the count, and forward once more where it is odd.
+        """
         checked(count, split, seed)
         found = self.pool(split)
         if split == "test" and count > len(found):
             raise ValueError(f"{count} test problems of reversal were asked for; there are {len(found)}")
         numbers = np.random.default_rng([seed, SPLITS.index(split)])
-        rounds = [numbers.permutation(len(found)) for _ in range(-(-count // len(found)))]
-        return [found[i] for i in np.concatenate(rounds)[:count]]
+        each = 2 if split == "test" and self.direction == "both" else 1  # that stay together
+        rounds = [numbers.permutation(len(found) // each) for _ in range(-(-count // len(found)))]
+        order = (np.concatenate(rounds)[:, None] * each + np.arange(each)).ravel()
+        return [found[i] for i in order[:count]]
 
     def score(self, example: Example, completion: str) -> float:
         """Is the name in what was written? As the published task judges."""
