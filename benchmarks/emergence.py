@@ -57,7 +57,7 @@ def tables(report: Report, name: str, found: dict) -> None:
         rows.append([f"direct ({rule})", *(spread(e["direct"][i], 100, 2) for e, i in pairs(each, worst))])
         rows.append([f"collateral ({rule})", *(spread(e["collateral"][i], 100, 2) for e, i in pairs(each, worst))])
     report.table(f"{name}: what was measured", columns, rows)
-    claims = [claim["claim"] for claim in cells[0]["claims"]]
+    claims = dict.fromkeys(claim["claim"] for cell in cells for claim in cell["claims"])
     told = {cell["cell"]: {claim["claim"]: claim for claim in cell["claims"]} for cell in cells}
     rows = [[name, *(verdict(told[cell["cell"]].get(name)) for cell in cells)] for name in claims]
     report.table(f"{name}: published claims", columns, rows)

@@ -67,3 +67,57 @@ def test_retention(script, tmp_path, monkeypatch, capsys):
     assert results(tmp_path, "retention")["lines"] == found["lines"]
     with pytest.raises(ValueError, match="expected NAME=FOLDER, got 'dlm'"):
         retention.Entrant.of("dlm")
+
+
+def test_reversal(script, tmp_path, monkeypatch):
+    reversal = script("reversal")
+    tiny = {"width": 16, "layers": 1, "heads": 2, "hidden": 32}
+    recipe = "".join(
+        f"{name} = {tiny[name]}\n" if (name := line.split(" ")[0]) in tiny else f"{line}\n"
+        for line in reversal.RECIPE.read_text().splitlines()
+    )
+    monkeypatch.setattr(reversal, "RECIPE", tmp_path / "tiny.toml")
+    reversal.RECIPE.write_text(recipe)
+    words = [
+        "--pairs",
+        "30",
+        "--steps",
+        "2",
+        "--rows",
+        "4",
+        "--seeds",
+        "2",
+        "--arms",
+        "parent",
+        "masked",
+        "leader-whole",
+    ]
+    reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    found = results(tmp_path, "reversal")
+    assert set(found["runs"]) == {"parent", "masked", "leader-whole"}
+    assert found["runs"]["parent"][0]["blank"]["reverse"] == [], "it does not look at what follows"
+    assert found["pooled"]["parent"]["blank"]["ratio"] is None
+    runs = {path.stem for path in (tmp_path / "work").rglob("0/*.json")}
+    assert runs == {"parent", "masked", "leader", "leader-whole"}, "what an arm begins from is trained first"
+    for name, (one, other) in found["runs"].items():
+        assert one["arm"] == {**one["arm"], "whole": name == "leader-whole"}
+        both = (1 if name == "parent" else 2) * 2 * 4 * 6
+        assert one["positions"] == other["positions"] == both, "of the parent and of its adaptation"
+        for side in ("question", "blank")[: 1 if name == "parent" else 2]:
+            assert len(one[side]["forward"]) == len(one[side]["reverse"]) == one["pairs"] > 0
+        pooled = found["pooled"][name]["question"]["forward"]
+        assert pooled["low"] <= pooled["mean"] <= pooled["high"]
+    kept = found["runs"]["masked"]
+    reversal.main([*words, "--work", str(tmp_path / "work"), "--results", str(tmp_path)])
+    assert results(tmp_path, "reversal")["runs"]["masked"] == kept, "what is trained is taken up"
+    with pytest.raises(SystemExit, match="no run of this plan is finished"):
+        reversal.main([*words, "--report", "--work", str(tmp_path / "other"), "--results", str(tmp_path)])
+
+
+def test_a_ratio_of_directions(script):
+    reversal = script("reversal")
+    forward, reverse = reversal.np.array([1.0] * 8 + [0.0] * 2), reversal.np.array([1.0] * 4 + [0.0] * 6)
+    found = reversal.ratio(forward, reverse)
+    assert found.mean == 0.5
+    assert found.low < 0.5 < found.high < 1
+    assert reversal.ratio(reverse * 0, forward) is None

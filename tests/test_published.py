@@ -233,20 +233,28 @@ def test_wikitext_is_whole_articles(tmp_path):
 def test_reversal_asks_what_was_never_asked():
     task = spec.build("tasks", "reversal(pairs=200)")
     train, test = task.pool("train"), task.pool("test")
-    shown = {each.prompt.split()[1]: each.answer for each in train if each.kind == "shown"}
+    texts = [each for each in train if each.kind == "shown"]
+    assert not any(each.prompt for each in texts), "a pair is a text that is learnt whole"
+    shown = {each.answer.split()[1]: each.answer.split()[3] for each in texts}
     assert len(shown) == 200
     assert len(set(shown) | set(shown.values())) == 400
     for each in test:
         name = each.prompt.split()[1].rstrip(":")
-        assert (shown[name] if each.kind == "forward" else shown[each.answer]) == (
-            each.answer if each.kind == "forward" else name
-        )
+        answer = each.answer.strip()
+        left, right = (name, answer) if each.kind == "forward" else (answer, name)
+        assert shown[left] == right
     assert not {each.prompt for each in test} & {each.prompt for each in train}
     assert {each.kind for each in test} == {"forward", "reverse"}
     assert [
         task.score(test[0], text) for text in (test[0].answer, f" {test[0].answer} x", "x", "\n" + test[0].answer)
     ] == [*(1, 1, 0, 0)]
     assert len(task.examples(1000, "train")) == 1000
+    many = spec.build("tasks", "reversal(pairs=200, away=2, repeats=3)")
+    asked = len(many.pool("test")) // 2
+    assert 60 < asked < 140
+    assert len(many.pool("train")) == 3 * 200 + 2 * (200 - asked)
+    with pytest.raises(ValueError, match="away is at least 2 and repeats at least 1, got 1 and 1"):
+        spec.build("tasks", "reversal(away=1)")
     one = spec.build("tasks", "reversal(pairs=200, direction='reverse')")
     assert {each.kind for each in one.pool("test")} == {"reverse"}
     with pytest.raises(ValueError, match="both, forward, reverse"):

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import json as notation
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 import typer
 
+from .launch import Processes, launched
 from .say import Json, result
 
 KEPT = ("results", "groups", "config", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
 PLACES = ("--output_path", "-o")
 
 
-def harness(context: typer.Context, json: Json = False) -> None:
-    """Measure with lm-evaluation-harness: everything but --json is handed to its own command line.
+def harness(context: typer.Context, nproc: Processes = 1, json: Json = False) -> None:
+    """Measure with lm-evaluation-harness: everything but --nproc and --json is handed to its own command line.
 
     --model unveil is what it gets unless another model is named. Options of our models go into --model_args, such as
     pretrained=MODEL mode=bound draws=32 decoder='threshold(tau=0.9)'. See docs/harness.md.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("lm-evaluation-harness is not installed: pip install 'unveil[eval]'")
+    if launched(nproc, 0):
+        return
     from ..evaluate.harness import main
 
     words, was = list(context.args), list(sys.argv)
@@ -38,7 +42,7 @@ def harness(context: typer.Context, json: Json = False) -> None:
             raise ValueError(" ".join(str(error).split())) from error
         finally:
             sys.argv = was
-        if json:
+        if json and os.environ.get("RANK", "0") == "0":  # the first of several processes has all results
             result(told(Path(places[-1] if places else spare)), True)
 
 

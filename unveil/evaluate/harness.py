@@ -7,7 +7,6 @@ The only file that imports lm_eval, which knows its models by a list in its own 
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +19,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from torch import distributed
 from tqdm import tqdm
 
 from .. import hub, spec
@@ -30,6 +28,7 @@ from ..sample import fill, prepare, writer
 from ..together import together
 from .conditional import Conditional, Pair, Protocol, conditional, fit, room
 from .likelihood import Mode
+from .shares import collected, joint, met, numbers, own, parted
 
 ROOM = 2048  # positions of a model that names no limit, as for the harness's own models
 AUTO = 16  # texts decoded side by side where the batch size is left to us
@@ -83,10 +82,10 @@ class Unveil(TemplateLM):
         if unknown:
             valid = [name for name in vars(type(self))["__init__"].__kwdefaults__ if name != "max_batch_size"]
             raise ValueError(f"no model argument called {next(iter(unknown))!r}; there are: {', '.join(valid)}")
-        self.meet_others()
+        self._rank, self._world_size = met()
         # The harness asks for cuda:0 where its user named no device.
         found = not str(device or "cpu").startswith("cuda") or torch.cuda.is_available()
-        self.name, self.model_device = str(pretrained), device if device and found else "cpu"
+        self.name, self.model_device = str(pretrained), own(device) if device and found else "cpu"
         self.model, self.text = hub.load(pretrained, adapter=adapter, dtype=dtype, device=self.model_device)
         if self.text.start_id is None and self.text.eos_id is None:
             raise ValueError(f"the tokenizer of {pretrained} has no token that begins or ends a text")
@@ -167,29 +166,14 @@ class Unveil(TemplateLM):
 
     # Several processes, each with a share of the problems
 
-    def meet_others(self) -> None:
-        """Under torchrun: say which process this is. One process otherwise."""
-        self._rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if self._world_size > 1 and not distributed.is_initialized():
-            distributed.init_process_group("gloo")
-
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.world_size == 1:
-            return tensor
-        found = [torch.empty_like(tensor.cpu().view(-1)) for _ in range(self.world_size)]
-        distributed.all_gather(found, tensor.cpu().view(-1))
-        return torch.cat(found)
+        return joint(tensor, self.world_size)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        if self.world_size == 1:
-            return [obj]
-        found: list[Any] | None = [None] * self.world_size if self.rank == dst else None
-        distributed.gather_object(obj, found, dst)
-        return found
+        return collected(obj, self.rank, self.world_size, dst)
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            distributed.barrier()
+        joint(torch.zeros(1), self.world_size)  # who hears of all has waited for all
 
     # Text to tokens and back
 
@@ -282,7 +266,7 @@ class Unveil(TemplateLM):
         harness does it.
         """
         pairs, counts = [], []
-        for number, request in enumerate(requests):
+        for number, request in zip(numbered(requests), requests, strict=True):
             windows = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0], add_special_tokens=False if self.begins else None),
                 prefix_token=self.prefix_token_id,
@@ -302,21 +286,22 @@ class Unveil(TemplateLM):
     # Text up to a stop
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the decoder writes, up to the first stop. Row i uses the seed + i, whatever it is batched with."""
+        """What the decoder writes, up to the first stop. Problem i uses the seed + i, whatever it is batched with."""
         done: list[str] = []
+        seeds = [self.seed + number for number in numbered(requests)]
         with tqdm(total=len(requests), desc="unveil: texts", disable=disable_tqdm or self.rank > 0) as bar:
             for first in range(0, len(requests), self.batch_size):
                 some = requests[first : first + self.batch_size]
-                texts = self.written(some, first)
+                texts = self.written(some, seeds[first : first + len(some)])
                 for request, text in zip(some, texts, strict=True):
                     self.cache_hook.add_partial("generate_until", request.args, text)
                 done += texts
                 bar.update(len(some))
         return done
 
-    def written(self, requests: Sequence[Instance], first: int) -> list[str]:
+    def written(self, requests: Sequence[Instance], seeds: Sequence[int]) -> list[str]:
         """Some requests side by side, each on a canvas of its own."""
-        writing = [Writing(self, *request.args, seed=self.seed + first + i) for i, request in enumerate(requests)]
+        writing = [Writing(self, *each.args, seed=seed) for each, seed in zip(requests, seeds, strict=True)]
         model = writer(self.model)
         model.bos_id, model.eos_id = self.text.start_id, self.text.eos_id
         jobs = [(each.canvas, prepare(model, each.canvas, each.decoder, **self.decoding)) for each in writing]
@@ -327,6 +312,11 @@ class Unveil(TemplateLM):
 
 
 model_registry.register("unveil", target=Unveil)
+
+
+def numbered(requests: Sequence[Instance]) -> list[int]:
+    """What keys the noise of each request."""
+    return numbers([(each.task_name, each.doc_id, each.repeats) for each in requests])
 
 
 class Writing:
@@ -380,7 +370,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rest = ["--model", "unveil", *rest]
     sys.argv = ["lm_eval", *front, *rest]  # where its parser looks
     command = HarnessCLI()
-    command.execute(command.parse_args())
+    try:
+        command.execute(command.parse_args())
+    finally:
+        parted()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import SPLITS, Example, Task, checked, held_out
+from . import AWAY, SPLITS, Example, Task, checked, held_out
 
 ONSETS, VOWELS = "bdfgklmnprstvz", "aeiou"
 DIRECTIONS = ("both", "forward", "reverse")
@@ -14,21 +14,27 @@ DIRECTIONS = ("both", "forward", "reverse")
 
 @dataclass
 class Reversal(Task):
-    """Pairs of made-up names. Training shows every pair as "left > right", and for most of them asks both questions:
-    what follows the left, and what precedes the right. Tests ask the pairs whose questions were never asked.
+    """Pairs of made-up names. Training shows every pair as "left > right", a text of its own, and for most of them asks
+    both questions: what follows the left, and what precedes the right. Tests ask the pairs whose questions were never
+    asked, and which were seen one way round alone.
 
-    A small form of LLaDA's reversal task (2502.09992, section 3.3); it is about the share of reverse to forward.
+    A small form of LLaDA's reversal task (2502.09992, section 3.3); it is about the share of reverse to forward. A name
+    has a space before it wherever it stands, so that every tokenizer reads it alike.
 
     pairs      of names, always the same for the same `world`
     syllables  of a name
     direction  both, forward or reverse: what tests ask
     world      which names there are
+    away       one pair of so many is for tests
+    repeats    how often a round of training shows a pair, for once that it asks each question
     """
 
     pairs: int = 1000
     syllables: int = 3
     direction: str = "both"
     world: int = 0
+    away: int = AWAY
+    repeats: int = 1
     length: int = field(default=12, kw_only=True)
     known: list[tuple[str, str]] = field(init=False, repr=False, compare=False)
 
@@ -39,21 +45,28 @@ class Reversal(Task):
         most = (len(ONSETS) * len(VOWELS)) ** self.syllables // 4 if self.syllables in range(1, 7) else 0
         if not 8 <= self.pairs <= most:
             raise ValueError(f"expected 1 to 6 syllables and 8 to {most} pairs of such names, got {self.pairs}")
+        if self.away < 2 or self.repeats < 1:
+            raise ValueError(f"away is at least 2 and repeats at least 1, got {self.away} and {self.repeats}")
         self.known = named(self.pairs, self.syllables, self.world)
 
     def questions(self, pair: tuple[str, str]) -> list[Example]:
         left, right = pair
-        both = Example(f"after {left}:\n", right, kind="forward"), Example(f"before {right}:\n", left, kind="reverse")
+        both = (
+            Example(f"after {left}:", f" {right}", kind="forward"),
+            Example(f"before {right}:", f" {left}", kind="reverse"),
+        )
         return [each for each in both if self.direction in ("both", each.kind)]
 
     def pool(self, split: str) -> list[Example]:
         """Training: all pairs as they stand, and both questions of those that are not for tests."""
-        tests = [pair for pair in self.known if held_out(" > ".join(pair))]
+        tests = [pair for pair in self.known if held_out(" > ".join(pair), self.away)]
         if split == "test":
             return [each for pair in tests for each in self.questions(pair)]
         aside = set(tests)
-        shown = [Example(f"pair {left} > ", right, kind="shown") for left, right in self.known]
-        return shown + [each for pair in self.known if pair not in aside for each in self.questions(pair)]
+        shown = [Example("", f"pair {left} > {right}", kind="shown") for left, right in self.known]
+        return shown * self.repeats + [
+            each for pair in self.known if pair not in aside for each in self.questions(pair)
+        ]
 
     def available(self, split: str = "test") -> int | None:
         return len(self.pool(split))
@@ -74,7 +87,7 @@ class Reversal(Task):
 
     def score(self, example: Example, completion: str) -> float:
         """Is the name in what was written? As the published task judges."""
-        return float(example.answer in completion.split("\n")[0].split())
+        return float(example.answer.strip() in completion.split("\n")[0].split())
 
 
 def named(count: int, syllables: int, world: int) -> list[tuple[str, str]]:
