@@ -11,6 +11,7 @@ import torch
 
 from ..context import Ask
 
+TRIES = 2  # rounds in a row that make a try, of which the fastest counts: the first has sleeping threads to wake
 SHARE = 0.02  # of the time that may go into trying again what was slower
 SELDOM = 50  # rounds between two tries at least
 FRESH = 0.25  # weight of the latest round among those before it,
@@ -23,6 +24,7 @@ class Size:
 
     pace: dict[int, float] = field(default_factory=dict)  # seconds a position, by threads
     left: int = SELDOM  # rounds until the other number is tried again
+    tries: list[float] = field(default_factory=list)  # of the try that is going on, seconds a position
 
 
 class Threads:
@@ -63,6 +65,9 @@ class Threads:
             known = size.pace[threads]
             size.pace[threads] += FRESH * (min(pace, WORST * known) - known)
             return
-        size.pace[threads] = pace
+        size.tries.append(pace)
+        if len(size.tries) < TRIES:
+            return
+        size.pace[threads], size.tries = min(size.tries), []
         fastest, slowest = min(size.pace.values()), max(size.pace.values())
-        size.left = max(SELDOM, int((slowest / fastest - 1) / SHARE)) if fastest > 0 else SELDOM
+        size.left = max(SELDOM, int(TRIES * (slowest / fastest - 1) / SHARE)) if fastest > 0 else SELDOM
