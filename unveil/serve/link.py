@@ -21,8 +21,9 @@ LONGEST = 1 << 26  # bytes; no event comes near it
 DEATHS, MINUTE = 3, 60.0  # so many within so many seconds, and it is not started again
 PAUSE = 0.25  # seconds before the first new start, four times as many before the next
 # Threads that spin while they wait for each other starve whoever shares the cores with them, which is this process.
-# From one product to the next within a pass they may (GNU OpenMP: some 50 microseconds), from pass to pass never.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+# For a millisecond they may (GNU OpenMP: so many turns), which takes them from product to product within a pass and
+# mostly to the next pass, where waking them took a sixth of the throughput; then they sleep.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "100000"}
 IDLE = Load(waiting=0, running=0, memory=0, kept=0, rounds=0, passes=0, tokens=0, reused=0)
 
 
