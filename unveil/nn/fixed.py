@@ -16,8 +16,6 @@ from .transformer import Pass, Transformer
 WIDEST = 64  # positions; wider passes, as of prompts, gain nothing and come in too many widths
 SHAPES = 8  # graphs of one network; what would need more is computed as before
 STEP = 128  # capacities are multiples of it, so that texts of about one length share graphs
-
-
 Backend = str | Callable
 
 
