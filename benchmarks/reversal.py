@@ -84,7 +84,7 @@ def made(plan: Plan, world: int, folder: Path) -> tuple[Reversal, str]:
     task = spec.build("tasks", plan.task(world))
     assert isinstance(task, Reversal)
     rows = task.examples(task.available("train") or 0, "train", world)
-    lines = (json.dumps({"prompt": each.prompt, "response": each.answer}) + "\n" for each in rows)
+    lines = (json.dumps(each.row) + "\n" for each in rows)
     return task, str(put(folder / "pairs.jsonl", "".join(lines)))
 
 

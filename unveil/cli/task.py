@@ -47,12 +47,8 @@ def task(
     tailed = {any(example.tail for example in some) for some in drawn}
     if len(tailed) > 1:
         raise ValueError("tasks that ask in the middle of a text make rows of text, the others of prompt and response")
-    texts = [(example.prompt, example.answer, example.tail) for example in mixed]
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = (
-        {"text": "".join(parts)} if tailed == {True} else dict(zip(("prompt", "response"), parts, strict=False))
-        for parts in texts
-    )
+    told = [example.row for example in mixed]
     put(path, "".join(plain.dumps(row, ensure_ascii=False) + "\n" for row in told))
     about = {
         "file": path,
@@ -60,7 +56,7 @@ def task(
         "split": split,
         "seed": seed,
         "tasks": dict(zip(names, shares, strict=True)),
-        "longest": max(len("".join(parts).encode()) for parts in texts),
+        "longest": max(len("".join(row.values()).encode()) for row in told),
     }
     said = [("file", path), ("rows", f"{rows:,}, {split} split"), *((n, f"{s:,}") for n, s in about["tasks"].items())]
     result(about, json, table([*said, ("longest", f"{about['longest']} bytes in a row")]))

@@ -29,6 +29,13 @@ class Example:
     tail: str = ""
     kind: str = ""  # what sort of problem it is, where results are also told apart by it
 
+    @property
+    def row(self) -> dict[str, str]:
+        """As training reads it: prompt and response, or the whole text where the answer stands in its middle."""
+        if self.tail:
+            return {"text": self.prompt + self.answer + self.tail}
+        return {"prompt": self.prompt, "response": self.answer}
+
 
 @dataclass
 class Task(ABC):
