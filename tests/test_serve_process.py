@@ -268,6 +268,7 @@ def test_a_server_from_its_start_through_a_death_to_its_drain(started, place):
         (["--steps", "0"], "--steps is 0; expected more than 0"),
         (["--timeout", "nan"], "--timeout is nan"),
         (["--drain", "-1"], "--drain is -1"),
+        (["--stream-interval", "-1"], "--stream-interval is -1"),
         (["--port", "70000"], "--port is 70000"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1 port 8000: cannot assign"),
         (["--host", "no host"], "is not an address of this machine"),

@@ -48,6 +48,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 Numbers = Annotated[str | None, typer.Option(help="float32, bfloat16, ...; default: float32 on a CPU, else its own.")]
 Memory = Annotated[str | None, typer.Option(help="For keys and values of requests, such as 4GB; default: what fits.")]
 Threads = Annotated[int | None, typer.Option(help="Of the processor; default: one or all, whichever is faster.")]
+Interval = Annotated[
+    float, typer.Option(help="Milliseconds for which new text may wait to be sent with what follows; 0: every step.")
+]
 Decoding = Annotated[str, typer.Option("--decoder", "-d", help="Of requests that name none; see unveil list.")]
 Caching = Annotated[str | None, typer.Option("--cache", "-c", help="Likewise; default: causal where exact.")]
 Block = Annotated[int | None, typer.Option(help="Likewise: positions per block; default: the model's own.")]
@@ -94,6 +97,7 @@ def serve(
     dtype: Numbers = None,
     memory: Memory = None,
     threads: Threads = None,
+    stream_interval: Interval = 50,
     decoder: Decoding = "confidence",
     cache: Caching = None,
     block: Block = None,
@@ -142,6 +146,8 @@ def serve(
             raise ValueError(f"{option} is {value}; expected more than 0")
     if not 0 <= drain < float("inf"):
         raise ValueError(f"--drain is {drain}; expected seconds from 0")
+    if not 0 <= stream_interval < float("inf"):
+        raise ValueError(f"--stream-interval is {stream_interval}; expected milliseconds from 0")
     if not 0 <= port < 65536:
         raise ValueError(f"--port is {port}; expected 0 (any) to 65535")
     limits = Limits(
@@ -181,6 +187,7 @@ def serve(
         dtype=dtype,
         memory=room,
         threads=threads,
+        interval=stream_interval / 1000,
         log=None if log is None else str(Path(log).resolve()),
     )
     if ray:

@@ -47,6 +47,10 @@ class Delta:
     tokens: list[Token] = field(default_factory=list)  # whose text has come with it
     finish: str | None = None  # "stop" or "length", once
 
+    def and_then(self, later: Delta) -> Delta:
+        """Both as one."""
+        return Delta(self.text + later.text, self.tokens + later.tokens, later.finish or self.finish)
+
 
 class Until:
     """Text up to the first stop string, whatever pieces it comes in. What may be the beginning of one waits."""

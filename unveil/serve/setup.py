@@ -17,6 +17,7 @@ class Setup:
 
     `model` is a folder, a hub id or an embedded model, `name` what requests call it. `adapters` are names and folders
     of LoRA adapters of this model. `memory` is bytes for keys, values and logits of requests; None: what fits.
+    `interval` is seconds for which a step may wait to be told with later ones.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Setup:
     dtype: str | None = None
     memory: int | None = None
     threads: int | None = None
+    interval: float = 0.05
     log: str | None = None
 
     def text(self) -> Text:
@@ -41,7 +43,7 @@ class Setup:
         """What starts the engine's process, which finds modules where this one does."""
         here = "" in sys.path or os.getcwd() in sys.path
         options = {"name": self.name, "device": self.device, "dtype": self.dtype}
-        options |= {"memory": self.memory, "threads": self.threads}
+        options |= {"memory": self.memory, "threads": self.threads, "interval": self.interval}
         given = [f"--{name}={value}" for name, value in options.items() if value is not None]
         given += [f"--adapter={name}={folder}" for name, folder in self.adapters]
         return [sys.executable, *([] if here else ["-P"]), "-m", "unveil.serve.worker", *given, "--", self.model]

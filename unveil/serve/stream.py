@@ -94,8 +94,11 @@ async def in_order(pending: Pending, telling: Telling, usage: bool) -> Chunks:
     """Final text, piece by piece; at the end what it took, if that was asked for."""
     more = {"usage": None} if usage else {}
     async for events in pending.events():
-        certain = [(step.row, delta) for step, delta in events if delta.text or delta.tokens or delta.finish]
-        yield [{**telling(row, pending.answers[row], delta), **more} for row, delta in certain]
+        certain: dict[int, Delta] = {}  # of each row, what several steps made certain
+        for event, delta in events:
+            if delta.text or delta.tokens or delta.finish:
+                certain[event.row] = certain[event.row].and_then(delta) if event.row in certain else delta
+        yield [{**telling(row, pending.answers[row], delta), **more} for row, delta in certain.items()]
     if usage:
         yield [{**telling.head, "choices": [], "usage": pending.usage}]
 
