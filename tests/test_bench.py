@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from toy import END, Toy, letters, network
+from toy import END, Toy, letters, network, spaced
 
 from unveil import spec
 from unveil.context import Context, causal
@@ -19,6 +19,7 @@ from unveil.evaluate.intervals import paired, wilson
 from unveil.evaluate.memory import Peak
 from unveil.evaluate.problems import Setting, Subject
 from unveil.sample import denoise
+from unveil.tasks import Example
 from unveil.watch.bench_page import page
 from unveil.watch.labels import Box, place
 from unveil.watch.pareto import pictures, rounds
@@ -187,6 +188,13 @@ def test_one_thread_is_timed_by_the_processor():
     tokens, seconds = one.time([problem], Setting("confidence"), [0])
     hook.remove()
     assert 0 < seconds < 0.2 * tokens
+
+
+def test_as_many_blanks_as_the_answer_has_tokens_where_it_stands():
+    asked = Subject(network("full"), spaced(), Toy())
+    problem = asked.problem(Example("a b", " a", " ba"))
+    assert problem.row == [0, 6, 7, asked.model.mask_id, 7, 4]
+    assert problem.answer == slice(3, 4)
 
 
 def test_a_parent_decoded_in_blocks_of_one_follows_its_own_likeliest_tokens():

@@ -165,16 +165,16 @@ def test_fill_searches_a_range(run, folder):
 
 
 def test_blanks_are_read():
-    template = blanks.parse("a[[3]]bc[[2-4]][[]]", lambda text: [ord(c) for c in text], 7, 9)
+    template = blanks.parse("a[[3]]bc[[2-4]][[]]", lambda text, begins: [ord(c) for c in text], 7, 9)
     assert template.pieces == [[7, 97], [98, 99], [], []]
     assert template.lengths == [range(3, 4), range(2, 5), range(9, 10)]
     rows = dict(template.rows(0))
     assert list(rows) == [(3, 2, 9), (3, 3, 9), (3, 4, 9)]
     assert rows[3, 2, 9] == [7, 97, 0, 0, 0, 98, 99, *[0] * 11]
-    many = blanks.parse("[[1-90]] [[1-90]]", lambda text: [1], None, 1)
+    many = blanks.parse("[[1-90]] [[1-90]]", lambda text, begins: [1], None, 1)
     assert 1 < len(list(many.rows(0))) <= blanks.MOST
     with pytest.raises(ValueError, match="low <= high"):
-        blanks.parse("[[4-2]]", lambda text: [], None, 1)
+        blanks.parse("[[4-2]]", lambda text, begins: [], None, 1)
 
 
 def test_the_demo_cuts_whole_lines_out_of_held_out_functions(folder):

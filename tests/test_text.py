@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from toy import spaced
 
+from unveil.codecs import blanks
 from unveil.codecs.text import Text
 from unveil.codecs.train import train_tokenizer
 
@@ -96,21 +98,50 @@ def test_pieces_spell_what_decode_says(text):
     assert text.pieces(framed, keep_special=True)[5] == "<|endoftext|>"
 
 
-def spaced() -> Text:
-    """A tokenizer that writes spaces as SentencePiece does and drops the first."""
-    vocab = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", "▁", "a", "b", "▁a", "▁b"])}
-    tokenizer = Tokenizer(models.BPE(vocab, [("▁", "a"), ("▁", "b")], unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return Text(tokenizer, special={"bos": "<s>", "eos": "</s>"})
-
-
 def test_pieces_keep_the_spaces_that_decode_keeps():
     text = spaced()
     assert text.pieces(text.encode("a b ab")) == ["a", " b", " a", "b"]
     assert text.pieces([0, *text.encode("a b"), 1, *text.encode("b")]) == ["", "a", " b", "", " b"]
     assert (text.start_id, text.eos_id) == (0, 1)
+
+
+def test_text_within_a_text_has_no_space_but_its_own():
+    text = spaced()
+    assert text.encode("a") == [6]
+    assert text.encode("a", begins=False) == [4]
+    assert text.encode(" a", begins=False) == [6]
+    for before, behind in (("a", "b"), ("a", " b"), ("a b", "")):
+        both = [*text.encode(before), *text.encode(behind, begins=False)]
+        assert text.decode(both) == before + behind
+    assert text.encode("<s> a</s>", begins=False) == text.encode("<s> a</s>")[1:]  # plain text, all of it
+    mask = text.add_mask()
+    assert mask not in text.encode("<|mask|>", begins=False)
+    template = blanks.parse("a[[1]] b[[2]]a", text.encode, text.start_id, 1)
+    assert template.pieces == [[0, 6], [7], [4]]
+    _, row = next(template.rows(mask))
+    assert text.decode([7 if token == mask else token for token in row]) == "a b b b ba"
+
+
+@pytest.mark.parametrize(
+    ("normal", "split"),
+    [
+        (normalizers.Prepend("▁"), None),
+        (None, pre_tokenizers.Metaspace(prepend_scheme="always")),
+        (normalizers.NFC(), pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.Metaspace()])),
+        (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    ],
+    ids=["prepend", "metaspace", "sequence", "bytes"],
+)
+def test_however_a_tokenizer_puts_a_space_before_a_text(normal, split):
+    letters = ["▁", "Ġ", "a"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(letters)}, []))
+    if normal is not None:
+        tokenizer.normalizer = normal
+    if split is not None:
+        tokenizer.pre_tokenizer = split
+    text = Text(tokenizer)
+    assert [letters[i] for i in text.encode("a")][0] in "▁Ġ"
+    assert [letters[i] for i in text.encode("a", begins=False)] == ["a"]
 
 
 def test_chat_is_what_transformers_makes_of_it(talker, tmp_path):

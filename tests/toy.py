@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from models import MASK, TINY
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from unveil import hub
 from unveil.attention import Attention
@@ -37,6 +37,16 @@ class Toy(Task):
 
     def score(self, example: Example, completion: str) -> float:
         return float(completion[:1] in set("abcdefg"))
+
+
+def spaced() -> Text:
+    """A tokenizer that writes spaces as SentencePiece does and drops the first."""
+    vocab = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", "▁", "a", "b", "▁a", "▁b"])}
+    tokenizer = Tokenizer(models.BPE(vocab, [("▁", "a"), ("▁", "b")], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return Text(tokenizer, special={"bos": "<s>", "eos": "</s>"})
 
 
 def letters() -> Text:

@@ -141,7 +141,8 @@ def fill(
     record = recording(trace, statistics, model, decoder, temperature, top_p)
     if record and len(given) > 1:
         raise ValueError(f"a trace holds one run, and {len(given)} texts are as many runs: fill them one at a time")
-    templates = [blanks.parse(each, lambda t: [], None, length) for each in given]  # refuses before anything is loaded
+    for each in given:
+        blanks.parse(each, lambda t, begins: [], None, length)  # refuses before anything is loaded
     network, text = hub.load(model_place(model), device=device)
     network.eval()
     templates = [blanks.parse(each, text.encode, text.start_id, length) for each in given]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 BLANK = re.compile(r"\[\[\s*(?:(\d+)\s*)?(?:-\s*(\d+)\s*)?\]\]")  # reads white space in one way alone
 MOST = 64  # combinations of lengths that a search tries
@@ -27,8 +28,14 @@ class Template:
             yield chosen, row
 
 
-def parse(text: str, encode, start: int | None, default: int) -> Template:
-    """Read the blanks of a text. `encode` gives tokens; `start` is put in front of them when it is not None."""
+class Encode(Protocol):
+    """Gives tokens of a text; `begins` says that nothing stands before it."""
+
+    def __call__(self, text: str, /, *, begins: bool) -> list[int]: ...
+
+
+def parse(text: str, encode: Encode, start: int | None, default: int) -> Template:
+    """Read the blanks of a text. `start` is put in front of its tokens when it is not None."""
     pieces, lengths, end = [], [], 0
     for match in BLANK.finditer(text):
         low, high = match[1], match[2]
@@ -38,12 +45,12 @@ def parse(text: str, encode, start: int | None, default: int) -> Template:
         most = int(high) if high else least
         if not 0 < least <= most:
             raise ValueError(f"{match[0]} asks for {least} to {most} tokens; expected at least 1, and low <= high")
-        pieces.append(encode(text[end : match.start()]))
+        pieces.append(encode(text[end : match.start()], begins=not lengths))
         lengths.append(range(least, most + 1))
         end = match.end()
     if not lengths:
         raise ValueError("the text has no blank; mark one by [[n]] (n tokens), [[low-high]] or [[]]")
-    pieces.append(encode(text[end:]))
+    pieces.append(encode(text[end:], begins=False))
     if start is not None:
         pieces[0] = [start, *pieces[0]]
     return Template(pieces, lengths)

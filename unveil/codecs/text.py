@@ -28,6 +28,28 @@ GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
 QWEN = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "DreamTokenizer")
 
 
+def inner(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, but without a space put before a text; special tokens are plain text to it."""
+    found = json.loads(tokenizer.to_str())
+    for step, parts in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        found[step] = without_space(found[step], parts)
+    made = Tokenizer.from_str(json.dumps(found))
+    made.encode_special_tokens = True
+    return made
+
+
+def without_space(part: dict[str, Any] | None, parts: str) -> dict[str, Any] | None:
+    """One step of a tokenizer without what puts a space before a text; `parts` names the steps of a sequence."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Sequence":
+        steps = [without_space(each, parts) for each in part[parts]]
+        return {**part, parts: [each for each in steps if each is not None]}
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    return {**part, "add_prefix_space": False} if part["type"] == "ByteLevel" else part
+
+
 class Text:
     """A tokenizer with the roles of its special tokens and, if it has one, its chat template.
 
@@ -56,13 +78,14 @@ class Text:
                 self.special[role] = token
 
     def _set(self, tokenizer: Tokenizer) -> None:
-        """Two tokenizers, because whether special tokens are read is a property of one and not of a call."""
+        """Several, because whether special tokens are read, and how a text begins, are properties of a tokenizer."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
         self.tokenizer = tokenizer  # reads special tokens where they are spelled
         self.plain = Tokenizer.from_str(tokenizer.to_str())  # takes their spelling for text
         self.plain.encode_special_tokens = True
+        self.inner: Tokenizer | None = None  # does so in the middle of a text; made when it is needed
 
     def _add(self, token: str) -> None:
         """Make it a special token unless it is one; a token of the vocabulary keeps its id."""
@@ -70,6 +93,7 @@ class Text:
         if not any(added.content == token and added.special for added in known):
             for tokenizer in (self.tokenizer, self.plain):
                 tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+            self.inner = None
 
     # Special tokens
 
@@ -120,9 +144,16 @@ class Text:
 
     # Text to tokens and back
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Tokens of a text. Special tokens spelled in it count only when `special`; otherwise they are plain text."""
-        tokenizer = self.tokenizer if special else self.plain
+    def encode(self, text: str, special: bool = False, *, begins: bool = True) -> list[int]:
+        """Tokens of a text. Special tokens spelled in it count only when `special`; otherwise they are plain text.
+
+        Text that does not begin one but stands behind other text or a blank (`begins=False`) is always plain, and has
+        no space before it but its own, where SentencePiece would put one.
+        """
+        if begins:
+            tokenizer = self.tokenizer if special else self.plain
+        else:
+            tokenizer = self.inner = self.inner or inner(self.plain)
         return tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:

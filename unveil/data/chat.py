@@ -205,7 +205,7 @@ def responses(name: str, row: Mapping[str, Any], text: Text) -> Iterator[Row]:
         yield _turn(name, [asked], {"role": "assistant", "content": row["response"]}, text)
         return
     front = [] if text.start_id is None else [text.start_id]
-    yield name, [*front, *text.encode(row["prompt"])], _ended(text.encode(row["response"]), text)
+    yield name, [*front, *text.encode(row["prompt"])], _ended(text.encode(row["response"], begins=False), text)
 
 
 def _turn(name: str, before: Sequence[Mapping[str, Any]], turn: Mapping[str, Any], text: Text) -> Row:
@@ -214,7 +214,7 @@ def _turn(name: str, before: Sequence[Mapping[str, Any]], turn: Mapping[str, Any
     whole = text.chat([*before, turn], add_generation_prompt=False)
     if whole[: len(prompt)] == prompt:
         return name, prompt, _ended(whole[len(prompt) :], text)
-    return name, prompt, _ended(text.encode(turn["content"]), text)
+    return name, prompt, _ended(text.encode(turn["content"], begins=False), text)
 
 
 def _ended(response: list[int], text: Text) -> list[int]:

@@ -77,12 +77,13 @@ class Subject:
         text, mask = self.text, self.model.mask_id
         front = [] if text.start_id is None else [text.start_id]
         exact = bool(example.tail) or self.task.measured
-        blanks = room or (len(text.encode(example.answer)) if exact else self.task.length)
+        blanks = room or (len(text.encode(example.answer, begins=False)) if exact else self.task.length)
         if example.tail or self.task.continued or not text.template:
             prompt = front + text.encode(example.prompt)
         else:
             prompt = text.chat([{"role": "user", "content": example.prompt}])
-        return Problem(example, [*prompt, *[mask] * blanks, *text.encode(example.tail)], len(prompt), blanks)
+        behind = text.encode(example.tail, begins=False)
+        return Problem(example, [*prompt, *[mask] * blanks, *behind], len(prompt), blanks)
 
     @property
     def device(self) -> torch.device:

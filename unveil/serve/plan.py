@@ -40,9 +40,9 @@ class Service:
         self.choices = {kind: Choices(kind) for kind in ("decoders", "caches", "guides")}
         self.longest = max(map(len, text.tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
-    async def encoded(self, text: str, param: str) -> list[int]:
-        """Tokens of plain text; special tokens spelled in it are text."""
-        return await self.worked(lambda: self.text.encode(text), len(text), param)
+    async def encoded(self, text: str, param: str, begins: bool = True) -> list[int]:
+        """Tokens of plain text, which may stand behind a blank; special tokens spelled in it are text."""
+        return await self.worked(lambda: self.text.encode(text, begins=begins), len(text), param)
 
     async def worked(self, work: Callable[[], Any], characters: int, param: str) -> Any:
         """Do it, without letting others wait for what takes long. A text that cannot fit is not even looked at."""
@@ -164,7 +164,7 @@ async def begun(service: Service, prompt: str | list[int]) -> list[int]:
 async def continued(service: Service, asked: schema.Completion, prompt: str | list[int]) -> Place:
     """A prompt, what is written, and what follows it."""
     ids = await begun(service, prompt)
-    after = [] if asked.suffix is None else await service.encoded(asked.suffix, "suffix")
+    after = [] if asked.suffix is None else await service.encoded(asked.suffix, "suffix", begins=False)
     lead = "" if not asked.echo else prompt if isinstance(prompt, str) else service.text.decode(ids)
     length = asked.max_tokens or service.length
     return shaped(service, ids, after, length, "prompt", lead=lead, ends=asked.suffix is None, context=0)
@@ -207,13 +207,13 @@ async def template(service: Service, asked: schema.Completion, prompt: str | lis
         raise wrong("echo does not go with blanks: the whole text is told in any case", "echo")
     ready, default = service.link.ready, asked.max_tokens or service.length
 
-    def read(encode: Callable[[str], list[int]]) -> blanks.Template:
+    def read(encode: blanks.Encode) -> blanks.Template:
         try:
             return blanks.parse(prompt, encode, ready.start_id, default)
         except ValueError as error:
             raise wrong(str(error), "prompt") from None
 
-    lengths = [each.start for each in read(lambda piece: []).lengths if len(each) == 1]
+    lengths = [each.start for each in read(lambda piece, begins: []).lengths if len(each) == 1]
     found = await service.worked(lambda: read(service.text.encode), len(prompt), "prompt")
     if len(lengths) < len(found.lengths):
         raise wrong("a blank has a range of lengths; expected [[n]], a fixed number of tokens", "prompt")
