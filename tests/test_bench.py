@@ -195,6 +195,9 @@ def test_as_many_blanks_as_the_answer_has_tokens_where_it_stands():
     problem = asked.problem(Example("a b", " a", " ba"))
     assert problem.row == [0, 6, 7, asked.model.mask_id, 7, 4]
     assert problem.answer == slice(3, 4)
+    canvas = asked.canvas(problem, 0)
+    canvas.tokens[0, 3] = 6
+    assert asked.judged(problem, canvas).completion == " a"  # with its space, as it follows the prompt
 
 
 def test_a_parent_decoded_in_blocks_of_one_follows_its_own_likeliest_tokens():

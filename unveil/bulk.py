@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .canvas import Canvas
+from .codecs.spelling import Spelling
 from .codecs.text import Text
 from .denoiser import Denoiser
 from .sample import Passes, prepare, writer
@@ -139,6 +140,7 @@ class Answering:
 
     def __init__(self, model: Denoiser, text: Text, job: Job):
         self.model, self.text, self.job = writer(model.eval()), text, job
+        self.spelling = Spelling(text)
         look = self.model.attention
         self.block = look.block if job.block is None else job.block
         self.cache = job.cache or look.cache
@@ -193,8 +195,13 @@ class Answering:
             written = canvas.rows()[0][len(ids) :].tolist()
             end = self.text.eos_id in written
             written = written[: written.index(self.text.eos_id)] if end else written
-            answers.append({**row, "completion": self.text.decode(written), "finish": "stop" if end else "length"})
+            completion = self.spelling.behind(self.before(row, ids), written)
+            answers.append({**row, "completion": completion, "finish": "stop" if end else "length"})
         return answers
+
+    def before(self, row: Row, ids: list[int]) -> list[int]:
+        """What the answer goes on from; one to a conversation is a text of its own."""
+        return [] if "messages" in row or self.job.chat else ids
 
     def key(self, row: Row) -> int:
         """A seed of the job's seed and the row's id."""

@@ -96,8 +96,7 @@ def generate(
         answer = row[len(ids) :].tolist()
         if text.eos_id in answer:
             answer = answer[: answer.index(text.eos_id)]
-        start = 0 if chat else len(ids)  # an answer to a conversation is a text of its own
-        completion = spelling.between([*ids[:start], *answer], start, start + len(answer))
+        completion = spelling.behind([] if chat else ids, answer)  # one to a conversation is a text of its own
         prompt = given[index // n]
         whole = completion if chat else prompt + completion
         samples.append({"prompt": prompt, "completion": completion, "text": whole, "seed": seed + index})

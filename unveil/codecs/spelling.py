@@ -89,6 +89,10 @@ class Spelling:
         speller = self.after(row[max(0, start - CONTEXT) : start])
         return "".join(map(speller.add, row[start:stop])) + speller.close()
 
+    def behind(self, before: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text of tokens, as it follows those before them."""
+        return self.between([*before, *tokens], len(before), len(before) + len(tokens))
+
     def after(self, context: Sequence[int] = ()) -> Speller:
         """Spells what follows `context`, of which it says nothing."""
         return Speller(self, context)

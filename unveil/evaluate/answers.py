@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..codecs.spelling import Spelling
 from ..codecs.text import Text
 from ..data import Conversations
 from ..denoiser import Denoiser
@@ -46,11 +47,12 @@ class Exam:
     def of_rows(cls, model: Denoiser, text: Text, rows: Conversations, length: int, count: int) -> Exam:
         """Rows that a model was not trained on: each prompt, with some more blanks than its answer has tokens."""
         fitting = rows.fitting(length)
-        problems = []
+        problems, spelling = [], Spelling(text)
         for i in range(min(count, len(fitting))):
             _, prompt, response = rows.conversations[fitting[i * len(fitting) // min(count, len(fitting))]]
             blanks = min(len(response) + LONGER, length - len(prompt))
-            example = Example(text.decode(prompt), text.decode([t for t in response if t != text.eos_id]))
+            answer = spelling.behind([] if text.template else prompt, [t for t in response if t != text.eos_id])
+            example = Example(text.decode(prompt), answer)
             problems.append(Problem(example, [*prompt, *[model.mask_id] * blanks], len(prompt), blanks))
         return cls(text, Verbatim(), problems)
 

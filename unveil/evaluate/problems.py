@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
 from ..attention import FULL, Attention
 from ..canvas import Canvas
+from ..codecs.spelling import Spelling
 from ..codecs.text import Text
 from ..denoiser import Denoiser
 from ..sample import Passes, denoise, prepare
@@ -67,6 +69,10 @@ class Subject:
     text: Text
     task: Task
 
+    def talks(self, example: Example) -> bool:
+        """Is it asked in a chat template?"""
+        return bool(self.text.template) and not (example.tail or self.task.continued)
+
     def problem(self, example: Example, room: int | None = None) -> Problem:
         """As the model was trained to read it: in its chat template where there is one, after its first token.
 
@@ -78,12 +84,16 @@ class Subject:
         front = [] if text.start_id is None else [text.start_id]
         exact = bool(example.tail) or self.task.measured
         blanks = room or (len(text.encode(example.answer, begins=False)) if exact else self.task.length)
-        if example.tail or self.task.continued or not text.template:
-            prompt = front + text.encode(example.prompt)
-        else:
+        if self.talks(example):
             prompt = text.chat([{"role": "user", "content": example.prompt}])
+        else:
+            prompt = front + text.encode(example.prompt)
         behind = text.encode(example.tail, begins=False)
         return Problem(example, [*prompt, *[mask] * blanks, *behind], len(prompt), blanks)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        return Spelling(self.text)
 
     @property
     def device(self) -> torch.device:
@@ -163,6 +173,8 @@ class Subject:
 
     def judged(self, problem: Problem, canvas: Canvas) -> Outcome:
         answer, tokens = self.written(problem, canvas)
-        completion = self.text.decode(answer)
+        # An answer to a conversation is a text of its own.
+        before = [] if self.talks(problem.example) else problem.row[: problem.first]
+        completion = self.spelling.behind(before, answer)
         figures = self.task.figures(problem.example, completion)
         return Outcome(next(iter(figures.values())), len(tokens), canvas.forwards, completion, figures)
