@@ -53,6 +53,10 @@ CHAINS_LEADER = (
     "threshold;threshold(tau=0.99);threshold(extrapolate=True);factor;klass;credit;prophet;saber;saber(n=1);"
     "edit(tau=0.99, edit=0.99);speculative"
 )
+CHAINS_STRICT = (
+    f"{STRICT};saber(n=1, level=0.97);saber(n=1, level=0.99);saber(level=0.99);"
+    "prophet(region='blank', high=11.0, mid=10.0, low=9.0);prophet(region='blank', high=13.0, mid=12.0, low=11.0)"
+)
 CACHED = "confidence;threshold;ahd"
 CHAINS = "arithmetic(least=9, most=9, largest=5, length=84)"
 SIMILAR = "infill(judge='similarity')"
@@ -96,6 +100,7 @@ JOBS = {
     "sweep-leader": Job("leader", "sudoku", 9, LEVELS, "causal", "4 x 4 Sudoku, leader, levels near 1"),
     "sudoku-leader": Job("leader", "sudoku", 9, LEADER, "causal", "4 x 4 Sudoku, leader"),
     "chains-full": Job("full", CHAINS, 28, LONG, "recompute", "Chains of nine sums, full attention"),
+    "chains-strict": Job("full", CHAINS, 28, CHAINS_STRICT, "recompute", "Chains of nine sums, levels near 1"),
     "chains-guided": Job("full", CHAINS, 28, "threshold", "recompute", "Chains of nine sums, guided", GUIDE),
     "chains-caches": Job("full", CHAINS, 28, CACHED, KEPT, "Chains of nine sums, every cache"),
     "chains-leader": Job("leader", CHAINS, 9, CHAINS_LEADER, "causal", "Chains of nine sums, leader"),

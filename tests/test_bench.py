@@ -142,6 +142,18 @@ def test_filling_looks_both_ways_and_is_not_autoregressive():
     assert skipped == [Skipped("autoregressive", "causal", "it does not look at what follows a blank")]
 
 
+def test_a_guide_that_the_parent_cannot_follow_leaves_the_parent_out():
+    asked = subject()
+    parent = Subject(token_by_token(network("causal"), letters()), letters(), Toy())
+    guided = {"guide": "unconditional(scale=0.5)", "parent": parent}
+    found, skipped = arms(asked, asked.task.examples(3), ["threshold"], ["recompute"], **guided)
+    assert [each.role for each in found].count("autoregressive") == 0
+    assert [(each.decoder, each.cache) for each in skipped] == [("autoregressive", "causal")]
+    assert "guidance" in skipped[0].reason
+    plain, _ = arms(asked, asked.task.examples(3), ["threshold"], ["recompute"], parent=parent)
+    assert [each.role for each in plain].count("autoregressive") == 1
+
+
 @pytest.mark.parametrize(("kind", "block"), [("full", None), ("leader", 4)])
 def test_company_changes_neither_scores_nor_passes(kind, block):
     asked = subject(kind, block)

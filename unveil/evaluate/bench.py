@@ -180,7 +180,11 @@ def arms(
         skipped.append(Skipped("autoregressive", "causal", "it does not look at what follows a blank"))
     elif parent is not None:
         ends = "eos(policy='stop')" if parent.text.eos_id is not None else None  # no other way has it stop
-        found.append(Arm(Setting("confidence", "causal", guide or ends, 1), parent, "autoregressive"))
+        setting = Setting("confidence", "causal", guide or ends, 1)
+        if reason := parent.refusal(parent.problem(examples[0]), setting):
+            skipped.append(Skipped("autoregressive", "causal", reason))
+        else:
+            found.append(Arm(setting, parent, "autoregressive"))
     for cache in dict.fromkeys(caches):
         reason = subject.refusal(problem, replace(vanilla, cache=cache))
         if reason:
