@@ -57,6 +57,10 @@ CHAINS_STRICT = (
     f"{STRICT};saber(n=1, level=0.97);saber(n=1, level=0.99);saber(level=0.99);"
     "prophet(region='blank', high=11.0, mid=10.0, low=9.0);prophet(region='blank', high=13.0, mid=12.0, low=11.0)"
 )
+CHAINS_SUREST = (
+    "threshold(tau=0.997);threshold(tau=0.999);threshold(tau=0.997, extrapolate=True);saber(n=1, level=0.997);"
+    "saber(n=1, level=0.999);credit(tau=0.997);factor(f=0.1);ahd(tau=0.997)"
+)
 CACHED = "confidence;threshold;ahd"
 CHAINS = "arithmetic(least=9, most=9, largest=5, length=84)"
 SIMILAR = "infill(judge='similarity')"
@@ -101,6 +105,7 @@ JOBS = {
     "sudoku-leader": Job("leader", "sudoku", 9, LEADER, "causal", "4 x 4 Sudoku, leader"),
     "chains-full": Job("full", CHAINS, 28, LONG, "recompute", "Chains of nine sums, full attention"),
     "chains-strict": Job("full", CHAINS, 28, CHAINS_STRICT, "recompute", "Chains of nine sums, levels near 1"),
+    "chains-surest": Job("full", CHAINS, 28, CHAINS_SUREST, "recompute", "Chains of nine sums, levels nearer to 1"),
     "chains-guided": Job("full", CHAINS, 28, "threshold", "recompute", "Chains of nine sums, guided", GUIDE),
     "chains-caches": Job("full", CHAINS, 28, CACHED, KEPT, "Chains of nine sums, every cache"),
     "chains-leader": Job("leader", CHAINS, 9, CHAINS_LEADER, "causal", "Chains of nine sums, leader"),
