@@ -213,8 +213,8 @@ def figure(study: Study, path: Path) -> None:
 
     count = 2 if study.real else 1
     plot, axes = pyplot.subplots(1, count, figsize=(6.5 * count, 5.2), squeeze=False)
-    usual = [f"C{i}" for i in range(10)] + ["black"]
-    colours = dict(zip(ARMS, usual + [f"C{i}" for i in range(len(ARMS) - len(usual))], strict=True))
+    more = ["black", "navy", "maroon", "darkgreen", "indigo", "goldenrod", "deeppink", "teal", "slategray"]
+    colours = dict(zip(ARMS, [f"C{i}" for i in range(10)] + more, strict=True))
     led = [name for name, every in study.runs.items() if every[0].get("curves")]
     for name, every in study.runs.items():
         style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-", "label": name}
