@@ -233,13 +233,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the random weights")
     parser.add_argument("--requests", type=int, default=2000, help="for the curve of memory; 0: leave it out")
     parser.add_argument("--threads", type=int, default=2, help="of the offline batches, at most")
+    parser.add_argument("--stream-interval", default="50", help="of the server, milliseconds")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "serve-memory.png")
     given = parser.parse_args(words)
     threads(given.threads)
     report = Report("serve", given.results) if given.results else Report("serve")
-    options = ("--queue", "1000", "--timeout", "3600")
-    numbers: dict[str, object] = {"threads": given.threads}
+    options = ("--queue", "1000", "--timeout", "3600", "--stream-interval", given.stream_interval)
+    numbers: dict[str, object] = {"threads": given.threads, "stream_interval": given.stream_interval}
     model, text = hub.load("stdlib-dlm")
     model.eval()
     with serving("stdlib-dlm", *options) as server:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from unveil.serve import worker
-from unveil.serve.messages import Admitted, Done, Event, Step, Write, read
+from unveil.serve.messages import Admitted, Done, Event, Order, Step, Write, read
 from unveil.serve.worker import WAIT, Events
 
 INTERVAL = 1.0  # seconds: many times what a single row waits for
@@ -27,12 +27,12 @@ class Told:
         os.set_blocking(self.out, False)
         self.events = Events(into, interval)
 
-    def __call__(self, after: float, *events: Event) -> list[Event]:
+    def __call__(self, after: float, *events: Event) -> list[Event | Order]:
         """Tell a round's events so many seconds after the last; what is read then."""
         self.now += after
         self.events.tell(events)
         try:
-            return [read(each) for each in os.read(self.out, 1 << 16).splitlines()]  # type: ignore[misc]
+            return [read(each) for each in os.read(self.out, 1 << 16).splitlines()]
         except BlockingIOError:
             return []
 

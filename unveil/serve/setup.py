@@ -28,7 +28,7 @@ class Setup:
     dtype: str | None = None
     memory: int | None = None
     threads: int | None = None
-    interval: float = 0.05
+    interval: float = 0.0
     log: str | None = None
 
     def text(self) -> Text:
