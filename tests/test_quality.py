@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny
-from toy import network
+from toy import network, spaced
 
 pytest.importorskip("sklearn", reason="needs the extra eval")
 
@@ -169,6 +169,16 @@ def test_a_judge_counts_what_follows_the_prompt(place):
     assert by_text.counts.sum() > 0
     assert surprise(other, text, ["the"]).counts[0] == len(start) + len(text.encode("the")) - 1
     assert by_text.sums.mean() == pytest.approx(by_rows.sums.mean(), rel=0.3)
+
+
+def test_what_follows_a_prompt_keeps_its_first_space():
+    text = spaced()
+    rows = torch.tensor([text.encode("a b a b b a")[:6]] * 10)
+    judge = Judge(text, network("causal"), text, [], Passages(rows, 2))
+    before = [text.decode(row) for row in judge.real.prompts]
+    assert before[0] == "a b"
+    assert judge.told(judge.real) == [" a b b a"] * 10
+    assert judge.told(Passages(torch.tensor([[0, *text.encode("a b")]] * 10), 1)) == ["a b"] * 10
 
 
 def test_passages(place):

@@ -127,9 +127,7 @@ class Prediction:
             values[start : start + len(logits)] = -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)
         return self.spread(values, torch.inf)
 
-    def choose(
-        self, temperature: float = 0.0, top_p: float = 1.0, purpose: int = SAMPLE
-    ) -> tuple[Tensor, Tensor]:
+    def choose(self, temperature: float = 0.0, top_p: float = 1.0, purpose: int = SAMPLE) -> tuple[Tensor, Tensor]:
         """(B, W) tokens and their probabilities under the plain distribution (LLaDA's confidence).
 
         At temperature 0 the likeliest token. Otherwise a draw from the tempered distribution cut to its nucleus, by

@@ -201,9 +201,7 @@ def serve(
         journal = Journal(None if log is None else Path(log))
         create = partial(app.create, text=text, limits=limits, journal=journal)
         announce = partial(address, sock, json)
-        status = listen.run(
-            listen.serve(setup.command(), limits, create, sock, announce, drain=drain, journal=journal)
-        )
+        status = listen.run(listen.serve(setup.command(), limits, create, sock, announce, drain=drain, journal=journal))
     except Lost as error:
         say(str(error))
         status = 1

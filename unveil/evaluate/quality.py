@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..choices import with_options
+from ..codecs.spelling import Spelling
 from ..codecs.text import Text
 from ..denoiser import Denoiser
 from .matched import at_entropy
@@ -97,13 +98,14 @@ class Judge:
     draws: int = DRAWS
 
     def __post_init__(self):
-        self.same = self.text.fingerprint == self.scorer_text.fingerprint
+        self.same, self.spelling = self.text.fingerprint == self.scorer_text.fingerprint, Spelling(self.text)
         self.places = {embed.name: embed(self.told(self.real)) for embed in self.embedders}
 
     def told(self, given: Passages) -> list[str]:
-        """What follows the prompts, as text up to its end."""
-        kept = self.kept(given)
-        return [self.text.decode(row[here]) for row, here in zip(given.rows[:, given.first :], kept, strict=True)]
+        """What follows the prompts, as text up to its end; where that begins with a space, it keeps it."""
+        kept, rows = self.kept(given), given.rows[:, given.first :]
+        triples = zip(given.prompts, rows, kept, strict=True)
+        return [self.spelling.behind(front.tolist(), row[here].tolist()) for front, row, here in triples]
 
     def kept(self, given: Passages) -> Tensor:
         """(N, L) True at what belongs to the texts."""
