@@ -9,6 +9,8 @@ from unveil.nn.shift import Shifted
 from unveil.nn.transformer import Shape, Transformer
 
 MASK = 15
+MIXED = {"layers": 3, "sliding": 5, "far": frozenset({1}), "theta_near": 100.0, "order": "both"}  # as Gemma 3 is
+CLASSIC = {"norm": "layer", "activation": "gelu_tanh", "gated": False, "learned": True}  # as GPT-2 is
 TINY = Shape(vocab=16, width=32, layers=2, heads=4, kv_heads=2, hidden=64, head_size=8, mask_id=MASK, qk_norm="head")
 
 

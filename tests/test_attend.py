@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from models import prompts, tiny
+from models import MIXED, TINY, prompts, tiny
 
 from unveil import rules
 from unveil.context import Context
+from unveil.nn import strips
 from unveil.nn.attend import Flex
 from unveil.nn.strips import Strips, planned
+from unveil.nn.transformer import Transformer
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,17 @@ def test_strips_equal_dense_and_so_do_their_gradients(rule, size):
         found[name] = [logits.detach(), *(p.grad.clone() for p in model.parameters())]
     for mine, theirs in zip(found["strips"], found["dense"], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_strips_are_planned_once_for_each_kind_of_layer(monkeypatch):
+    torch.manual_seed(0)
+    model, tokens, masks = Transformer(replace(TINY, **MIXED)), prompts(3, 12), []
+    monkeypatch.setattr(strips, "planned", lambda mask, size: masks.append(mask) or planned(mask, size))
+    mine = model(tokens, Context(rule=rules.not_later(4), attend=Strips(4)))
+    torch.testing.assert_close(mine, model(tokens, Context(rule=rules.not_later(4))), atol=1e-5, rtol=1e-4)
+    q, k = torch.arange(12)[:, None], torch.arange(12)
+    far = k // 4 <= q // 4
+    assert [mask[0, 0].tolist() for mask in masks] == [(far & ((q - k).abs() < 5)).tolist(), far.tolist()]
 
 
 def test_strips_leave_out_what_nobody_may_see():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from models import CLASSIC
 
 from unveil import rules
 from unveil.context import Context, Store, Window
@@ -13,14 +14,17 @@ from unveil.nn.grow import add_mask
 from unveil.nn.moe import Experts, Mixture
 from unveil.nn.norm import RMSNorm
 from unveil.nn.shift import Shifted
-from unveil.nn.transformer import Shape, Transformer
+from unveil.nn.transformer import Gains, Shape, Transformer
 
 PLAIN = Shape(vocab=40, width=32, layers=3, heads=4, kv_heads=2, hidden=48, head_size=8, mask_id=39, context=64)
 SHAPES = {
     "plain": PLAIN,
-    "classic": replace(PLAIN, kv_heads=4, classic=True, tied=True, biases=frozenset({"qkv", "out", "mlp"})),
+    "classic": replace(PLAIN, kv_heads=4, **CLASSIC, tied=True, biases=frozenset({"qkv", "out", "mlp"})),
     "experts": replace(PLAIN, qk_norm="head", mixture=Mixture(6, 2, 24, True, frozenset({0}))),
     "sliding": replace(PLAIN, sliding=4, qk_norm="all", clip=0.5),
+    "mixed": replace(PLAIN, sliding=4, far=frozenset({1}), theta_near=100.0, order="both", norm_offset=1.0),
+    "parallel": replace(PLAIN, norm="layer", order="parallel", gated=False, activation="gelu", turned=4),
+    "gains": replace(PLAIN, order="post", unturned=frozenset({1}), gains=Gains(3.0, 0.4, 1.5, 0.2)),
 }
 RULES = {"full": None, "causal": rules.causal, "blocks": rules.not_later(4)}
 RAGGED = torch.tensor([3, 0, 7])

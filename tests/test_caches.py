@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from models import MASK, TINY, prompts, tiny
+from models import CLASSIC, MASK, MIXED, TINY, prompts, tiny
 
 from unveil import spec
 from unveil.caches.delayed import Delayed
@@ -23,18 +23,20 @@ from unveil.together import together
 DECODERS = ["confidence", "threshold(tau=0.3)", "margin"]
 ALWAYS = ["delayed(refresh=1)", "features(prompt=1, response=1)", "features(prompt=1, response=90, rho=1.0)"]
 CACHES = ["delayed", "delayed(refresh=3)", "features", "features(prompt=5, response=3, rho=0.4)"]
-MODELS = ["plain", "shifted", "classic", "classic shifted", "sliding shifted"]
+MODELS = ["plain", "shifted", "classic", "classic shifted", "sliding shifted", "mixed shifted"]
 
 
 def network(kind: str, seed: int = 0):
-    """A model of full attention: Llama-like, deeper, GPT-2-like or with sliding attention; shifted or not."""
+    """A model of full attention: Llama-like, deeper, GPT-2-like or with sliding attention in layers; shifted or not."""
     if kind in ("plain", "shifted"):
         return tiny(shifted="shifted" in kind, seed=seed)
     torch.manual_seed(seed)
     shape = replace(TINY, layers=3) if "deep" in kind else replace(TINY, sliding=5)
+    if "mixed" in kind:
+        shape = replace(TINY, **MIXED)
     if "classic" in kind:
         biases = frozenset({"qkv", "out", "mlp"})
-        shape = replace(TINY, classic=True, qk_norm=None, kv_heads=4, biases=biases, context=64)
+        shape = replace(TINY, **CLASSIC, qk_norm=None, kv_heads=4, biases=biases, context=64)
     model = Transformer(shape).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -168,7 +170,7 @@ def test_features_equals_dllm_cache_written_plainly(every, often, rho):
     assert differs, "the approximation never changed a token: the test proves nothing"
 
 
-@pytest.mark.parametrize("kind", ["plain", "classic shifted", "sliding shifted"])
+@pytest.mark.parametrize("kind", ["plain", "classic shifted", "sliding shifted", "mixed shifted"])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("decoder", [*DECODERS, "saber", "edit(post=2)", "random"])
 def test_a_batch_of_unequal_rows_writes_what_each_row_writes_alone(kind, cache, decoder):

@@ -7,9 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unveil import families
+from unveil.attention import Attention
 from unveil.context import Context
-from unveil.hub import load_model, save
+from unveil.evaluate.likelihood import score
+from unveil.hub import fresh, load_model, save
+from unveil.nn.grow import add_mask
+from unveil.nn.shift import Shifted
+from unveil.objectives import Batch
 from unveil.rules import causal, not_later
+from unveil.sample import generate
 
 transformers = pytest.importorskip("transformers")
 
@@ -32,6 +38,11 @@ LLAMA_3 = {
     "original_max_position_embeddings": 16,
 }
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+GEMMA_3 = {**SMALL, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 12}
+GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 5.0}
+NEOX = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+PHI_3 = {**SMALL, "pad_token_id": 0}
 PARENTS = {
     "gpt2": ("GPT2", GPT2),
     "gpt2-untied": ("GPT2", {**GPT2, "n_inner": 40, "tie_word_embeddings": False}),
@@ -39,23 +50,45 @@ PARENTS = {
     "llama-tied": ("Llama", {**SMALL, "tie_word_embeddings": True, "head_dim": 16}),
     "llama-biased": ("Llama", {**SMALL, "attention_bias": True, "mlp_bias": True}),
     "llama-3": ("Llama", {**SMALL, "rope_scaling": LLAMA_3, "rope_theta": 500.0}),
-    "llama-linear": ("Llama", {**SMALL, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "llama-linear": ("Llama", {**SMALL, "rope_scaling": LINEAR}),
     "mistral": ("Mistral", {**SMALL, "sliding_window": None}),
     "mistral-sliding": ("Mistral", {**SMALL, "sliding_window": 5}),
     "qwen2": ("Qwen2", SMALL),
     "qwen2-sliding": ("Qwen2", {**SMALL, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    "qwen2-sliding-mixed": (
+        "Qwen2",
+        {**SMALL, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "qwen3": ("Qwen3", {**SMALL, "head_dim": 8}),
     "olmoe": ("Olmoe", {**SMALL, **EXPERTS}),
     "olmoe-clipped": ("Olmoe", {**SMALL, **EXPERTS, "clip_qkv": 0.5, "norm_topk_prob": True}),
     "qwen3_moe": ("Qwen3Moe", {**SPARSE, "norm_topk_prob": True}),
     "qwen3_moe-mixed": ("Qwen3Moe", {**SPARSE, "decoder_sparse_step": 2, "norm_topk_prob": False}),
     "qwen3_moe-plain": ("Qwen3Moe", {**SPARSE, "mlp_only_layers": [0]}),
+    "gpt_neox": ("GPTNeoX", {**NEOX, "rotary_pct": 0.5}),
+    "gpt_neox-one-after-the-other": ("GPTNeoX", {**NEOX, "use_parallel_residual": False, "attention_bias": False}),
+    "gpt_neox-new": ("GPTNeoX", {**NEOX, "hidden_act": "gelu_new", "rotary_emb_base": 500, "rotary_pct": 1.0}),
+    "mixtral": ("Mixtral", {**SMALL, "num_local_experts": 6, "num_experts_per_tok": 2}),
+    "phi3": ("Phi3", PHI_3),
+    "phi3-partly": ("Phi3", {**PHI_3, "partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
+    "phi3-sliding": ("Phi3", {**PHI_3, "sliding_window": 5}),
+    "olmo2": ("Olmo2", SMALL),
+    "starcoder2": ("Starcoder2", SMALL),
+    "starcoder2-unbiased": ("Starcoder2", {**SMALL, "use_bias": False, "tie_word_embeddings": False}),
+    "starcoder2-sliding": ("Starcoder2", {**SMALL, "sliding_window": 5}),
+    "smollm3": ("SmolLM3", {**SMALL, "num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3-listed": ("SmolLM3", {**SMALL, "no_rope_layers": [0, 1, 0], "pad_token_id": 0}),
+    "granite": ("Granite", {**SMALL, **GRANITE}),
+    "gemma": ("Gemma", {**SMALL, "head_dim": 16}),
+    "gemma3_text": ("Gemma3", {**GEMMA_3, "sliding_window_pattern": 2}),
+    "gemma3_text-near": ("Gemma3", {**GEMMA_3, "rope_local_base_freq": 100.0}),
+    "gemma3_text-stretched": ("Gemma3", {**GEMMA_3, "sliding_window_pattern": 3, "rope_scaling": LINEAR}),
 }
 
 
 def theirs(kind, settings):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**settings)
+    config = getattr(transformers, f"{kind}{'Text' if kind == 'Gemma3' else ''}Config")(**settings)
     config._attn_implementation = "eager" if "sliding_window" not in settings else "sdpa"
     model = getattr(transformers, f"{kind}{'LMHeadModel' if kind == 'GPT2' else 'ForCausalLM'}")(config).eval()
     for p in model.parameters():
@@ -64,9 +97,15 @@ def theirs(kind, settings):
     return model
 
 
-def everything(tokens):
-    """A 4-D additive mask that hides nothing: what makes transformers look both ways."""
-    return torch.zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1])
+def everything(tokens, window=None, kinds=False):
+    """A 4-D additive mask that hides nothing: what makes transformers look both ways.
+
+    With a window it hides what is further away, in the layers of the kind that has one where there are `kinds`.
+    """
+    size = tokens.shape[1]
+    far = (torch.arange(size)[:, None] - torch.arange(size)).abs() >= (window or size)
+    near = torch.zeros(size, size).masked_fill(far, -torch.inf).expand(len(tokens), 1, size, size)
+    return {"full_attention": torch.zeros_like(near), "sliding_attention": near} if kinds else near
 
 
 def close(ours, reference):
@@ -88,10 +127,10 @@ def test_parents(case, tokens, tmp_path):
     assert model.family == case.split("-")[0]
     assert (model.mask_id, model.attention.kind, model.shifted, model.training) == (-1, "causal", False, False)
     close(model(tokens, Context(rule=causal)), reference(tokens).logits)
-    if "sliding" not in case:
-        if case.startswith("gpt2"):
-            reference.config._attn_implementation = "sdpa"  # the eager one is causal whatever the mask says
-        close(model(tokens), reference(tokens, attention_mask=everything(tokens)).logits)
+    if case.startswith("gpt2"):
+        reference.config._attn_implementation = "sdpa"  # the eager one is causal whatever the mask says
+    mask = everything(tokens, PARENTS[case][1].get("sliding_window"), hasattr(reference.config, "layer_types"))
+    close(model(tokens), reference(tokens, attention_mask=mask).logits)
 
     save(model, tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
@@ -100,6 +139,29 @@ def test_parents(case, tokens, tmp_path):
     published, saved = (load_file(tmp_path / each / "model.safetensors") for each in ("theirs", "ours"))
     assert published.keys() == saved.keys()
     assert all(torch.equal(published[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("case", [case for case in PARENTS if case in families.known()])
+@torch.no_grad()
+def test_parents_become_leader_models(case, tokens, tmp_path):
+    """Each can be given a mask, scored in two copies, decoded from an exact store, saved and loaded again."""
+    kind, settings = PARENTS[case]
+    model = fresh(theirs(kind, settings).config.to_dict())
+    assert model(tokens).isfinite().all()
+    add_mask(model)
+    for p in model.parameters():
+        p.mul_(5 if p.dim() > 1 else 1)
+    model.attention, model.bos_id = Attention("leader", 4), 0
+    denoiser = Shifted(model)
+    found = generate(denoiser, tokens, 9, "threshold(tau=0.1)", cache="causal", block=4)
+    assert torch.equal(found, generate(denoiser, tokens, 9, "threshold(tau=0.1)", block=4))
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    exact, bound = score(denoiser, batch, mode="exact"), score(denoiser, batch, mode="bound", block=1)
+    assert bound.nats == pytest.approx(exact.nats, rel=1e-5)  # blocks of a leader and nothing else
+    assert score(denoiser, batch, draws=2).nats > 0
+    again = load_model(save(denoiser, tmp_path / "ours"))
+    assert (again.mask_id, again.shifted) == (64, True)
+    assert torch.equal(again(tokens), denoiser(tokens))
 
 
 LLADA = {
@@ -238,7 +300,7 @@ def test_all_families_are_tested():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gemma"}, "unknown family 'gemma'; there are: diffugpt, .*, sdar"),
+        ({"model_type": "rwkv"}, "unknown family 'rwkv'; there are: diffugpt, .*, sdar"),
         ({"model_type": None}, "names no model_type"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not supported; there are"),
@@ -252,9 +314,3 @@ def test_what_cannot_be_computed_is_refused(change, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path)
-
-
-def test_mixed_sliding_layers_are_refused():
-    config = {**SMALL, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
-    with pytest.raises(ValueError, match="in some layers only"):
-        families.find(config).shape(config)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import TINY, prompts, tiny
+from models import CLASSIC, MIXED, TINY, prompts, tiny
 
 from unveil.canvas import Canvas
 from unveil.nn.fixed import SHAPES, fix
@@ -89,7 +89,7 @@ def classic() -> Transformer:
     """GPT-2's kind: learned positions, and no mask token."""
     torch.manual_seed(0)
     biases = frozenset({"qkv", "out", "mlp"})
-    shape = replace(TINY, classic=True, qk_norm=None, kv_heads=4, biases=biases, context=64, mask_id=-1)
+    shape = replace(TINY, **CLASSIC, qk_norm=None, kv_heads=4, biases=biases, context=64, mask_id=-1)
     return Transformer(shape).eval()
 
 
@@ -134,3 +134,8 @@ def test_a_mixture_of_experts_is_refused():
     shape = replace(TINY, mixture=Mixture(experts=4, active=2, hidden=16))
     with pytest.raises(ValueError, match="no fixed sizes"):
         fix(Transformer(shape))
+
+
+def test_layers_that_see_less_far_are_refused():
+    with pytest.raises(ValueError, match="one mask for all"):
+        fix(Transformer(replace(TINY, **MIXED)))

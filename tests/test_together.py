@@ -6,20 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import TINY, prompts
+from models import CLASSIC, MIXED, TINY, prompts
 
 from unveil.context import EVERYTHING, Ask, Context, Store, Window
 from unveil.denoiser import Denoiser
 from unveil.nn.moe import Mixture
 from unveil.nn.shift import Shifted
-from unveil.nn.transformer import Transformer
+from unveil.nn.transformer import Gains, Transformer
 from unveil.rules import causal, leading, within
 from unveil.together import MOST, answers, taking_part
 
 SHAPES = {
     "plain": TINY,
-    "classic": replace(TINY, classic=True, qk_norm=None, kv_heads=4, biases=frozenset({"qkv", "out", "mlp"})),
+    "classic": replace(TINY, **CLASSIC, qk_norm=None, kv_heads=4, biases=frozenset({"qkv", "out", "mlp"})),
     "sliding": replace(TINY, sliding=5),
+    "mixed": replace(TINY, **MIXED),
+    "parallel": replace(TINY, order="parallel", turned=4, unturned=frozenset({1}), gains=Gains(2.0, 0.6, 1.5, 0.7)),
     "mixture": replace(TINY, mixture=Mixture(experts=4, active=2, hidden=32)),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import MASK, TINY, prompts, tiny
+from models import CLASSIC, MASK, TINY, prompts, tiny
 
 from unveil.canvas import Canvas
 from unveil.context import Context, Window
@@ -270,7 +270,7 @@ def test_together_writes_what_each_canvas_writes_alone():
 def test_learned_positions_serve_a_shadow():
     torch.manual_seed(0)
     shape = Shape(vocab=16, width=32, layers=2, heads=4, kv_heads=4, hidden=64, head_size=8, mask_id=MASK)
-    model = Transformer(Shape(**{**vars(shape), "classic": True, "context": 14, "biases": frozenset({"qkv"})})).eval()
+    model = Transformer(Shape(**{**vars(shape), **CLASSIC, "context": 14, "biases": frozenset({"qkv"})})).eval()
     canvas = Canvas.answering(prompts(), 8, MASK)
     list(denoise(model, canvas, "wino(tau1=0.06)"))  # 14 positions and a shadow of 8 in a context of 14
     assert not (canvas.tokens == MASK).any()

@@ -100,6 +100,10 @@ def call(network: Transformer, asks: Sequence[Ask]) -> Sequence[Tensor]:
     return logits.split([len(read) for read in reads])
 
 
+Sight = tuple[Tensor | None, bool]
+"""(R or 1, 1, W, K) bool, who looks at whom, or None; and whether that is simply causal."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One pass as a stretch of a long row: R rows of W positions, one after the other."""
@@ -109,8 +113,9 @@ class Part:
     read: Tensor  # (N,) indices into the stretch
     context: Context
     window: Window
-    mask: Tensor | None  # (R or 1, 1, W, K) bool
-    causal: bool
+    sight: Sight
+    near: Sight | None  # of the layers that see less far, where only some do
+    far: frozenset[int]  # the others
 
     @classmethod
     def of(cls, network: Transformer, ask: Ask) -> Part:
@@ -118,17 +123,20 @@ class Part:
         window, device = context.over(ask.tokens.shape[1]), ask.tokens.device
         positions = window.positions(device) if context.positions is None else context.positions.to(device)
         positions = positions if positions.dim() == 2 else positions[None]
-        mask, causal = network.look(context, window, positions)
+        sight = network.look(context, window, positions)
+        near = network.look(context, window, positions, near=True) if network.mixes else None
         everywhere = positions.expand(len(ask.tokens), -1).reshape(-1)
         assert context.read is not None
-        return cls(window.take(ask.tokens).reshape(-1), everywhere, context.read, context, window, mask, causal)
+        tokens = window.take(ask.tokens).reshape(-1)
+        return cls(tokens, everywhere, context.read, context, window, sight, near, network.s.far)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """(R W, H, D) queries, (R W, G, D) keys and values to (R W, H, D), each row by itself."""
         q, k, v = (x.view(-1, self.window.width, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         if self.context.store is not None:
             k, v = self.context.store.merge(layer, k, v, self.window)
-        return self.context.attend(q, k, v, self.mask, self.causal, layer).transpose(1, 2).flatten(0, 1)
+        mask, causal = self.sight if self.near is None or layer in self.far else self.near
+        return self.context.attend(q, k, v, mask, causal, layer).transpose(1, 2).flatten(0, 1)
 
 
 class Apart:

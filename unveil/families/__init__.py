@@ -17,7 +17,8 @@ from ..nn.transformer import Shape, Transformer
 
 Names = dict[str, str | tuple[str, ...]]
 """Their module to ours. `#` stands for a layer number, a second `#` for an expert; `.T` for a weight stored (in, out);
-`[i]` for the i-th matrix of an expert; a tuple for several of ours that they keep joined along the output."""
+`[i]` for the i-th matrix of an expert; a tuple for several of ours that they keep joined along the output, with `.H`
+head by head."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Piece:
     ours: tuple[str, ...]
     index: int | None = None
     transposed: bool = False
+    heads: int = 1  # groups of rows in each, which take turns
 
     def parts(self, ours: Mapping[str, Tensor]) -> list[Tensor]:
         """Views into our parameters, the way we keep them."""
@@ -56,14 +58,16 @@ class Piece:
     def put(self, ours: Mapping[str, Tensor], theirs: Tensor) -> None:
         """Copy their tensor into our parameters, whatever its type and device."""
         parts = self.parts(ours)
-        rows = theirs.T if self.transposed else theirs
-        for part, value in zip(parts, rows.split([len(part) for part in parts]), strict=True):
-            part.copy_(value)
+        rows = (theirs.T if self.transposed else theirs).unflatten(0, (self.heads, -1))
+        for part, value in zip(parts, rows.split([len(part) // self.heads for part in parts], dim=1), strict=True):
+            part.copy_(value.flatten(0, 1))
 
     def get(self, ours: Mapping[str, Tensor]) -> Tensor:
         """Their tensor."""
         parts = self.parts(ours)
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = parts[0]
+        if len(parts) > 1:
+            rows = torch.cat([part.unflatten(0, (self.heads, -1)) for part in parts], 1).flatten(0, 1)
         return (rows.T if self.transposed else rows).contiguous()
 
 
@@ -77,8 +81,8 @@ def layout(family: Family, model: Transformer) -> dict[str, Piece]:
         patterns = (pattern,) if isinstance(pattern, str) else pattern
         for numbers in itertools.product(*(layers, experts)[: theirs.count("#")]):
             names = [fill(each, numbers) for each in patterns]
-            turned = names[0].endswith(".T")
-            names = [name.removesuffix(".T") for name in names]
+            turned, heads = names[0].endswith(".T"), model.s.heads if names[0].endswith(".H") else 1
+            names = [name.removesuffix(".T").removesuffix(".H") for name in names]
             if names[0].endswith("]"):
                 whole = (names[0][:-3],)
                 if whole[0] in ours:
@@ -87,7 +91,7 @@ def layout(family: Family, model: Transformer) -> dict[str, Piece]:
             for leaf in ("weight", "bias"):
                 full = tuple(f"{name}.{leaf}" for name in names)
                 if full[0] in ours:
-                    found[f"{fill(theirs, numbers)}.{leaf}"] = Piece(full, None, turned and leaf == "weight")
+                    found[f"{fill(theirs, numbers)}.{leaf}"] = Piece(full, None, turned and leaf == "weight", heads)
     covered = {name for piece in found.values() for name in piece.ours}
     assert covered == set(ours), f"{family.name} has no names for {sorted(set(ours) - covered)[:3]}"
     return found
@@ -139,3 +143,8 @@ def only(config: dict, key: str, allowed: tuple, default: object) -> None:
     if value not in allowed:
         choices = ", ".join(repr(each) for each in allowed)
         raise ValueError(f"config.json has {key} = {value!r}, and only {choices} is supported for this family")
+
+
+def wide(kinds: Iterable[str]) -> frozenset[int]:
+    """The layers that see everything, by a config's `layer_types`."""
+    return frozenset(layer for layer, kind in enumerate(kinds) if kind == "full_attention")

@@ -43,7 +43,10 @@ def shape(config: dict) -> Shape:
         context=config.get("n_positions", 1024),
         eps=config.get("layer_norm_epsilon", 1e-5),
         biases=frozenset({"qkv", "out", "mlp"}),
-        classic=True,
+        norm="layer",
+        activation="gelu_tanh",
+        gated=False,
+        learned=True,
         tied=bool(config.get("tie_word_embeddings", True)),
     )
 

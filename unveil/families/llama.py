@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..nn.transformer import Shape, Stretch
 from . import Family, Names, only
 
@@ -21,6 +23,12 @@ NAMES: Names = {
     "model.layers.#.mlp.up_proj": "blocks.#.mlp.up",
     "model.layers.#.mlp.down_proj": "blocks.#.mlp.down",
 }
+
+
+def renamed(new: Names) -> Names:
+    """Llama's names, but for the modules that `new` names."""
+    named = {each for ours in new.values() for each in (ours if isinstance(ours, tuple) else (ours,))}
+    return {theirs: ours for theirs, ours in NAMES.items() if ours not in named} | new
 
 
 def stretch(config: dict) -> Stretch | None:
@@ -61,8 +69,8 @@ def shape(config: dict) -> Shape:
 
 def describe(s: Shape) -> dict:
     """The config.json of a network that was not loaded from one."""
-    plain = s.stretch is None and s.clip is None and s.mixture is None and s.sliding is None and not s.classic
-    if not plain or s.biases or s.qk_norm:
+    told = ("vocab", "width", "layers", "heads", "kv_heads", "hidden", "head_size", "context", "theta", "eps", "tied")
+    if replace(s, mask_id=-1) != Shape(**{name: getattr(s, name) for name in told}):
         raise ValueError("only a plain Llama shape can be described; give other networks a config of their family")
     return {
         "architectures": ["LlamaForCausalLM"],

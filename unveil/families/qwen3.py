@@ -10,7 +10,7 @@ from . import Family, llama, qwen2
 
 def shape(config: dict) -> Shape:
     config = {"head_dim": 128, **config}
-    return replace(llama.shape(config), qk_norm="head", sliding=qwen2.sliding(config))
+    return qwen2.slid(replace(llama.shape(config), qk_norm="head"), config)
 
 
 FAMILY = Family("qwen3", shape, llama.NAMES, prefix="model.")

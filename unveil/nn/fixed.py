@@ -53,11 +53,13 @@ class Fixed:
     """
 
     def __init__(self, network: Transformer, backend: Backend = "inductor"):
-        """`backend` as in `torch.compile`. ValueError for a mixture of experts."""
+        """`backend` as in `torch.compile`. ValueError for a mixture of experts, and where layers have several masks."""
         if network.s.mixture:
             raise ValueError(
                 "experts take as many tokens as choose them, so their passes have no fixed sizes to compile"
             )
+        if network.mixes:
+            raise ValueError("some layers see less far than others, and a compiled pass is handed one mask for all")
         mode = "reduce-overhead" if backend == "inductor" else None
         self.network = network
         self.compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend, mode=mode)
@@ -102,7 +104,7 @@ class Fixed:
         mine = self.holder is not None and self.holder() is store and store.place is None
         begun = store.length > 0  # before that a pass is a prompt's
         plain = ctx.attend is dense and not ctx.apart and ctx.positions is None and ctx.stale is None
-        limit = self.network.s.context if self.network.s.classic else window.stop
+        limit = self.network.s.context if self.network.s.learned else window.stop
         return mine and begun and plain and window.at is None and window.width <= WIDEST and window.stop <= limit
 
     def mask(self, ctx: Context, window: Window, positions: Tensor, capacity: int) -> Tensor:

@@ -36,19 +36,20 @@ class Normalise(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """(..., E) to (..., E); computed in float32 whatever the type of the input."""
+    """(..., E) to (..., E); computed in float32 whatever the type of the input. `offset` is added to the weight."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, offset: float = 0.0):
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.full((width,), 1 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.offset if self.offset else self.weight
         if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, weight.shape, weight, self.eps)
         if x.dtype != torch.float32:
             wide = x.float()
-            return self.weight * (wide * inverse_rms(wide, self.eps)).to(x.dtype)
+            return weight * (wide * inverse_rms(wide, self.eps)).to(x.dtype)
         if torch.is_grad_enabled():
-            return Normalise.apply(x, self.weight, self.eps)
-        return (x * inverse_rms(x, self.eps)).mul_(self.weight)
+            return Normalise.apply(x, weight, self.eps)
+        return (x * inverse_rms(x, self.eps)).mul_(weight)

@@ -79,6 +79,10 @@ class Attention(torch.autograd.Function):
         return *(each.to(q.dtype).unflatten(0, inner) for each in (for_q, for_k, for_v)), None
 
 
+Planned = tuple[Tensor | None, tuple[int, int, bool], list[Strip]]
+"""What was asked, and the strips of it."""
+
+
 class Strips:
     """An `Attend`. One object serves any number of passes and plans each mask once for all layers.
 
@@ -87,22 +91,22 @@ class Strips:
 
     def __init__(self, size: int = 64):
         self.size = size  # positions of a strip
-        self.mask: Tensor | None = None  # of the latest pass
-        self.asked: tuple[int, int, bool] | None = None
-        self.plan: list[Strip] = []
+        self.plans: list[Planned] = []  # of the latest pass: one, or two where some layers see less far
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: int) -> Tensor:
         low = torch.is_autocast_enabled("cpu") or q.dtype == torch.bfloat16
         if mask is None and not low:  # PyTorch's kernel is the faster one (benchmarks/training_parts.py)
             return dense(q, k, v, mask, causal, layer)
         asked = q.shape[2], k.shape[2], causal
-        if mask is not self.mask or asked != self.asked:
-            self.mask, self.asked, self.plan = mask, asked, list(planned(written(asked, mask), self.size))
+        plan = next((plan for seen, was, plan in self.plans if seen is mask and was == asked), None)
+        if plan is None:
+            plan = list(planned(written(asked, mask), self.size))
+            self.plans = [*self.plans[-1:], (mask, asked, plan)]
         if (groups := q.shape[1] // k.shape[1]) > 1:
             k, v = (each.repeat_interleave(groups, dim=1) for each in (k, v))
         if torch.is_autocast_enabled("cpu"):
             q, k, v = (each.to(torch.get_autocast_dtype("cpu")) for each in (q, k, v))
-        return Attention.apply(q, k, v, self.plan)
+        return Attention.apply(q, k, v, plan)
 
 
 def written(asked: tuple[int, int, bool], mask: Tensor | None) -> Tensor:
