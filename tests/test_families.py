@@ -38,6 +38,8 @@ LLAMA_3 = {
     "original_max_position_embeddings": 16,
 }
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LIMITS = {"beta_fast": 2.0, "beta_slow": 0.25, "truncate": False}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 GEMMA_3 = {**SMALL, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 12}
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 5.0}
@@ -51,6 +53,9 @@ PARENTS = {
     "llama-biased": ("Llama", {**SMALL, "attention_bias": True, "mlp_bias": True}),
     "llama-3": ("Llama", {**SMALL, "rope_scaling": LLAMA_3, "rope_theta": 500.0}),
     "llama-linear": ("Llama", {**SMALL, "rope_scaling": LINEAR}),
+    "llama-yarn": ("Llama", {**SMALL, "rope_scaling": YARN}),
+    "llama-yarn-given": ("Llama", {**SMALL, "rope_scaling": {**YARN, **LIMITS, "attention_factor": 1.5}}),
+    "llama-yarn-scaled": ("Llama", {**SMALL, "rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 2.0}}),
     "mistral": ("Mistral", {**SMALL, "sliding_window": None}),
     "mistral-sliding": ("Mistral", {**SMALL, "sliding_window": 5}),
     "qwen2": ("Qwen2", SMALL),
@@ -73,6 +78,8 @@ PARENTS = {
     "phi3-partly": ("Phi3", {**PHI_3, "partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
     "phi3-sliding": ("Phi3", {**PHI_3, "sliding_window": 5}),
     "olmo2": ("Olmo2", SMALL),
+    "olmo3": ("Olmo3", {**SMALL, "num_hidden_layers": 4, "sliding_window": 5}),
+    "olmo3-stretched": ("Olmo3", {**SMALL, "num_hidden_layers": 4, "sliding_window": 5, "rope_scaling": YARN}),
     "starcoder2": ("Starcoder2", SMALL),
     "starcoder2-unbiased": ("Starcoder2", {**SMALL, "use_bias": False, "tie_word_embeddings": False}),
     "starcoder2-sliding": ("Starcoder2", {**SMALL, "sliding_window": 5}),
@@ -303,7 +310,7 @@ def test_all_families_are_tested():
         ({"model_type": "rwkv"}, "unknown family 'rwkv'; there are: diffugpt, .*, sdar"),
         ({"model_type": None}, "names no model_type"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not supported; there are"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope scaling 'dynamic' is not supported; there are"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": ...}, "lacks 'hidden_size', which the family llama needs"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ..nn.transformer import Shape, Stretch
@@ -42,7 +43,25 @@ def stretch(config: dict) -> Stretch | None:
     if kind == "llama3":
         low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
         return Stretch("llama3", float(given["factor"]), low, high, int(given["original_max_position_embeddings"]))
-    raise ValueError(f"rope scaling {kind!r} is not supported; there are: default, linear, llama3")
+    if kind == "yarn":
+        low, high = float(given.get("beta_slow") or 1), float(given.get("beta_fast") or 32)
+        original = given.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        whole = given.get("truncate", True)
+        return Stretch("yarn", float(given["factor"]), low, high, int(original), yarn_gain(given), whole)
+    raise ValueError(f"rope scaling {kind!r} is not supported; there are: default, linear, llama3, yarn")
+
+
+def yarn_gain(given: dict) -> float:
+    """What YaRN multiplies cosines and sines by: its formula for the temperature (2309.00071, 3.4) unless given."""
+
+    def root(weight: float) -> float:
+        return 0.1 * weight * math.log(given["factor"]) + 1.0 if given["factor"] > 1 else 1.0
+
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return root(given["mscale"]) / root(given["mscale_all_dim"])
+    return root(1.0)
 
 
 def shape(config: dict) -> Shape:

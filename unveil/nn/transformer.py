@@ -31,13 +31,20 @@ Turn = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Stretch:
-    """How rotary frequencies were changed for a longer context: `linear`, or Llama 3's rule by wavelength."""
+    """How rotary frequencies were changed for a longer context: all alike, or by how often they turn in the old one.
 
-    kind: Literal["linear", "llama3"]
+    linear  all divided by the factor
+    llama3  Llama 3: what turns `high` times or more stays, `low` times or less is divided, between them by turns
+    yarn    YaRN (2309.00071, 3.2 and 3.4): the same, between them by dimension, and cosines and sines times `gain`
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low: float = 1.0
     high: float = 4.0
     original: int = 8192  # context before stretching, in tokens
+    gain: float = 1.0
+    whole: bool = True  # do YaRN's limits lie at whole dimensions?
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,24 @@ def frequencies(s: Shape) -> Tensor:
     slow = freq / s.stretch.factor
     if s.stretch.kind == "linear":
         return slow
-    # Llama 3: short wavelengths stay, long ones are stretched, those between are interpolated
+    if s.stretch.kind == "yarn":
+        return yarn(freq, slow, s.stretch, s.theta)
     turns = s.stretch.original * freq / (2 * math.pi)
     smooth = ((turns - s.stretch.low) / (s.stretch.high - s.stretch.low)).clamp(0, 1)
     return (1 - smooth) * slow + smooth * freq
+
+
+def yarn(freq: Tensor, slow: Tensor, stretch: Stretch, theta: float) -> Tensor:
+    """(D / 2,) frequencies between the old and the stretched ones."""
+    size = 2 * len(freq)
+    turns = (stretch.high, stretch.low)
+    first, last = (size * math.log(stretch.original / (n * 2 * math.pi)) / (2 * math.log(theta)) for n in turns)
+    if stretch.whole:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    width = last - first or 0.001
+    share = ((torch.arange(len(freq), dtype=torch.float32, device=freq.device) - first) / width).clamp(0, 1)
+    return share * slow + (1 - share) * freq
 
 
 def rotate(x_BWHD: Tensor, turn: Turn) -> Tensor:
@@ -298,6 +319,8 @@ class Transformer(Denoiser):
             self.freq, self.freq_near = (freq.to(positions_PW.device) for freq in (self.freq, self.freq_near))
         angle = (positions_PW[..., None].float() * (self.freq_near if near else self.freq))[:, :, None]
         cos, sin = angle.cos(), angle.sin()
+        if self.s.stretch is not None and self.s.stretch.gain != 1 and not (near and self.s.theta_near is not None):
+            cos, sin = cos * self.s.stretch.gain, sin * self.s.stretch.gain
         return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
     def look(
