@@ -21,6 +21,7 @@ SHAPES = {
     "plain": PLAIN,
     "classic": replace(PLAIN, kv_heads=4, **CLASSIC, tied=True, biases=frozenset({"qkv", "out", "mlp"})),
     "experts": replace(PLAIN, qk_norm="head", mixture=Mixture(6, 2, 24, True, frozenset({0}))),
+    "grouped": replace(PLAIN, mixture=Mixture(8, 2, 12, True, frozenset({0}), "sigmoid", True, 4, 2, 2.5, 16)),
     "sliding": replace(PLAIN, sliding=4, qk_norm="all", clip=0.5),
     "mixed": replace(PLAIN, sliding=4, far=frozenset({1}), theta_near=100.0, order="both", norm_offset=1.0),
     "parallel": replace(PLAIN, norm="layer", order="parallel", gated=False, activation="gelu", turned=4),

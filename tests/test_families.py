@@ -100,6 +100,9 @@ def theirs(kind, settings):
     model = getattr(transformers, f"{kind}{'LMHeadModel' if kind == 'GPT2' else 'ForCausalLM'}")(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # scores that are chosen by stay above 0
+            torch.nn.init.uniform_(bias, 0, 0.5)
     model.generation_config.pad_token_id = None
     return model
 
@@ -184,6 +187,46 @@ LLADA = {
     ".mlp.up_proj.": ".up_proj.",
     ".mlp.down_proj.": ".ff_out.",
 }
+LLADA_2 = {
+    "model.embed_tokens.": "model.word_embeddings.",
+    ".self_attn.o_proj.": ".attention.dense.",
+    ".self_attn.q_norm.": ".attention.query_layernorm.",
+    ".self_attn.k_norm.": ".attention.key_layernorm.",
+    ".gate.e_score_correction_bias": ".gate.expert_bias",
+}
+GLM = {
+    **SMALL,
+    "head_dim": 8,
+    "use_qk_norm": True,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 0,
+}
+LLADA_2_CONFIG = {
+    **SMALL,
+    "model_type": "llada2_moe",
+    "architectures": ["LLaDA2MoeModelLM"],
+    "head_dim": 8,
+    "moe_intermediate_size": 24,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_shared_experts": 2,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-6,
+    "use_bias": False,
+    "mask_token_id": 63,
+}
 WRAPPER = {"transformer.wte.": "embed_tokens.", "transformer.": "denoise_model."}
 LLADA_CONFIG = {
     "model_type": "llada",
@@ -216,6 +259,7 @@ FEW_HEADS = {**SMALL, "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_thet
 PUBLISHED = {  # family: the parent that computes the same, what to rename, the config (None: the parent's), attention
     "llada": ("Llama", FEW_HEADS, LLADA, LLADA_CONFIG, "full", False),
     "llada_moe": ("Qwen3Moe", {**SPARSE, "norm_topk_prob": False}, {}, MOE_CONFIG, "full", False),
+    "llada2_moe": ("Glm4Moe", GLM, LLADA_2, LLADA_2_CONFIG, "block", False),
     "dream": ("Qwen2", SMALL, {}, {"model_type": "Dream", "mask_token_id": 63}, "full", True),
     "diffugpt": ("GPT2", GPT2, WRAPPER, {}, "full", True),
     "diffullama": ("Llama", SMALL, {}, {"mask_token_id": 63, "_name_or_path": "x/diffullama"}, "full", True),
@@ -233,6 +277,9 @@ def publish(folder, family):
     tensors = load_file(folder / "model.safetensors")
     for old, new in rename.items():
         tensors = {name.replace(old, new): value for name, value in tensors.items()}
+    for name in [name for name in tensors if family == "llada2_moe" and name.endswith("q_proj.weight")]:
+        parts = [tensors.pop(name.replace("q_proj", f"{each}_proj")) for each in "qkv"]
+        tensors[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return twin, tensors
 
@@ -262,6 +309,18 @@ def test_published_diffusion_models(family, tokens, tmp_path):
     again = load_model(tmp_path / "ours")
     assert (again.shifted, again.attention, again.mask_id) == (model.shifted, model.attention, 63)
     assert torch.equal(again(tokens), model(tokens))
+
+
+@torch.no_grad()
+def test_a_routers_bias_stays_exact_in_bfloat16(tokens, tmp_path):
+    _, tensors = publish(tmp_path, "llada2_moe")
+    model = load_model(tmp_path, dtype="bfloat16", mask_id=63)
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    assert {name for name, kind in kinds.items() if kind == torch.float32} == {"blocks.1.mlp.bias", "blocks.2.mlp.bias"}
+    assert model(tokens).dtype == torch.bfloat16
+    saved = load_file(save(model, tmp_path / "ours") / "model.safetensors")
+    name = "model.layers.1.mlp.gate.expert_bias"
+    assert torch.equal(saved[name], tensors[name])
 
 
 @torch.no_grad()

@@ -138,7 +138,10 @@ def skeleton(family: Family, config: dict, dtype: torch.dtype, device: torch.dev
         shape = family.shape(config)
     with torch.device("meta"):
         model = Transformer(shape)
-    model = model.to(dtype).to_empty(device=device)
+    for p in model.parameters():
+        if p.requires_grad:  # a router's bias keeps its precision
+            p.data = p.data.to(dtype)
+    model = model.to_empty(device=device)
     model.tie()
     model.family, model.config = family.name, config
     return model.eval()

@@ -17,8 +17,9 @@ from ..nn.transformer import Shape, Transformer
 
 Names = dict[str, str | tuple[str, ...]]
 """Their module to ours. `#` stands for a layer number, a second `#` for an expert; `.T` for a weight stored (in, out);
-`[i]` for the i-th matrix of an expert; a tuple for several of ours that they keep joined along the output, with `.H`
-head by head."""
+`[i]` for the i-th matrix of an expert; `.P` for a parameter, not a module; a tuple for several of ours that they keep
+joined along the output, with `.H` head by head.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ def layout(family: Family, model: Transformer) -> dict[str, Piece]:
             names = [fill(each, numbers) for each in patterns]
             turned, heads = names[0].endswith(".T"), model.s.heads if names[0].endswith(".H") else 1
             names = [name.removesuffix(".T").removesuffix(".H") for name in names]
+            if names[0].endswith(".P"):
+                if (name := names[0].removesuffix(".P")) in ours:
+                    found[fill(theirs, numbers)] = Piece((name,))
+                continue
             if names[0].endswith("]"):
                 whole = (names[0][:-3],)
                 if whole[0] in ours:

@@ -211,12 +211,12 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, s: Shape):
+    def __init__(self, s: Shape, hidden: int):
         super().__init__()
         bias, self.activate = "mlp" in s.biases, ACTIVATIONS[s.activation]
-        self.gate = nn.Linear(s.width, s.hidden, bias) if s.gated else None
-        self.up = nn.Linear(s.width, s.hidden, bias)
-        self.down = nn.Linear(s.hidden, s.width, bias)
+        self.gate = nn.Linear(s.width, hidden, bias) if s.gated else None
+        self.up = nn.Linear(s.width, hidden, bias)
+        self.down = nn.Linear(hidden, s.width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
@@ -245,9 +245,10 @@ class Block(nn.Module):
         self.parallel, self.gain = s.order == "parallel", s.gains.residual
         self.attention = SelfAttention(s, layer)
         if s.mixture and layer not in s.mixture.dense:
-            self.mlp = Experts(s.width, s.mixture)
+            shared = FeedForward(s, s.mixture.shared) if s.mixture.shared else None
+            self.mlp = Experts(s.width, s.mixture, shared)
         else:
-            self.mlp = FeedForward(s)
+            self.mlp = FeedForward(s, s.hidden)
 
     def forward(self, x_BWE: Tensor, p: Pass, read: Tensor | None = None) -> Tensor:
         """(B, W, E), or (N, E) when `read` names the rows that somebody will look at."""

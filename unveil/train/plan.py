@@ -148,7 +148,7 @@ def needed(s: Shape, recipe: Recipe, objective: Objective, shards: int, gpus: in
     rows = math.ceil(recipe.rows / gpus / micro)
     positions = rows * recipe.length * does.copies
     width, queries, keys = s.width, s.heads * s.head_size, s.kv_heads * s.head_size
-    hidden = s.mixture.active * s.mixture.hidden if s.mixture else s.hidden
+    hidden = s.mixture.active * s.mixture.hidden + s.mixture.shared if s.mixture else s.hidden
     copied = 2 if low and not sharded else 0
     attention = r * 2 * width + c * (copied * width + 3 * queries + 4 * keys)
     mlp = r * 2 * width + c * (copied * width + 4 * hidden)
