@@ -261,6 +261,7 @@ PUBLISHED = {  # family: the parent that computes the same, what to rename, the 
     "llada_moe": ("Qwen3Moe", {**SPARSE, "norm_topk_prob": False}, {}, MOE_CONFIG, "full", False),
     "llada2_moe": ("Glm4Moe", GLM, LLADA_2, LLADA_2_CONFIG, "block", False),
     "dream": ("Qwen2", SMALL, {}, {"model_type": "Dream", "mask_token_id": 63}, "full", True),
+    "fast_dllm_qwen": ("Qwen2", SMALL, {}, {"model_type": "Fast_dLLM_Qwen", "mask_token_id": 63}, "block", True),
     "diffugpt": ("GPT2", GPT2, WRAPPER, {}, "full", True),
     "diffullama": ("Llama", SMALL, {}, {"mask_token_id": 63, "_name_or_path": "x/diffullama"}, "full", True),
     "sdar": ("Qwen3", {**SMALL, "head_dim": 8}, {}, {"model_type": "sdar", "mask_token_id": 63}, "block", False),

@@ -17,8 +17,10 @@ from unveil.attention import Attention
 from unveil.context import EVERYTHING, Context
 from unveil.denoiser import Denoiser
 from unveil.evaluate.likelihood import score
+from unveil.evaluate.streams import Streams
 from unveil.nn.transformer import Transformer
 from unveil.objectives import Batch, block, leader, masked
+from unveil.processes import Draw
 
 
 def batch(rows: int = 5, length: int = 13, *, documents: bool = False) -> Batch:
@@ -197,23 +199,46 @@ def test_no_perplexity_of_what_is_neither():
 
 
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize(("kind", "shifted"), [("leader", True), ("leader", False), ("block", False)])
+@pytest.mark.parametrize(("kind", "shifted"), [("leader", True), ("leader", False), ("block", False), ("block", True)])
 def test_reading_the_clean_copy_once_changes_no_number(kind, shifted, documents):
     given, model = batch(length=14, documents=documents), tiny(kind, 4, shifted=shifted, sharp=6.0)
     given = replace(given, ids=torch.arange(5))
-    layout = leader if kind == "leader" else block
-    size = 3 if kind == "leader" else 4
+    leads = kind == "leader" or shifted
+    layout, size = (leader, 3) if leads else (block, 4)
     found = score(model, given, draws=3)
     with torch.inference_mode():
         each = []
         for turn in range(3):
             options = {"turn": turn, "turns": 3}
-            if kind == "leader":
+            if leads:
                 drawn = leader.draw_followers(given, size, "count", **options)
             else:
                 drawn = masked.hide(given, size, given.targets, "count", **options)
             each.append(layout.nats(model, given, drawn, size))
     torch.testing.assert_close(found.totals.float(), torch.stack(each).mean(0), rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_shifted_block_model_reads_finished_blocks_whole():
+    """Fast-dLLM v2: a block's first token is read where the block before it ends, the others within their block."""
+    given, model = batch(rows=3, length=12), tiny("block", 4, shifted=True, sharp=6.0)
+    hit = torch.zeros_like(given.tokens, dtype=torch.bool)
+    hit[0, [1, 2, 6]], hit[1, [5, 7, 9, 10, 11]], hit[2, 3] = True, True, True
+    total = torch.zeros(3)
+    for start in (0, 4, 8):
+        seen = given.tokens[:, : start + 4].clone()
+        hidden = hit[:, : start + 4].clone()
+        hidden[:, :start] = False
+        noisy = model(seen.masked_fill(hidden, MASK), Context(rule=rules.not_later(4)))
+        noisy[..., MASK], asked = -torch.inf, seen[..., None]
+        total -= noisy.log_softmax(-1).gather(-1, asked)[..., 0].where(hidden, 0.0).sum(1)
+        if start:
+            clean = model(seen, Context(rule=rules.not_later(4)))
+            clean[..., MASK] = -torch.inf
+            total -= clean.log_softmax(-1).gather(-1, asked)[:, start, 0]
+    drawn = Draw(hit, hit.float())
+    torch.testing.assert_close(Streams(model, given, 4, leads=True).nats(drawn), total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(leader.nats(model, given, drawn, 3), total, rtol=1e-4, atol=1e-4)
 
 
 def test_a_sliding_window_reads_both_copies_in_one_pass():

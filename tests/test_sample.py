@@ -20,7 +20,7 @@ from unveil.sample import denoise, fill, generate, prepare
 from unveil.together import together
 
 DECODERS = ["confidence", "confidence(temperature=0.8, top_p=0.9)", "margin", "entropy", "threshold(tau=0.3)", "random"]
-MODELS = [("full", None, False), ("full", None, True), ("block", 4, False), ("leader", 4, True)]
+MODELS = [("full", None, False), ("full", None, True), ("block", 4, False), ("block", 4, True), ("leader", 4, True)]
 CACHES = ["recompute", "dual", "prefix", "dual(refresh=2)", "causal"]
 
 

@@ -91,7 +91,7 @@ def surprises(net: Transformer, ids: list[int], number: int) -> tuple[Tensor, Te
     streams = None
     if size:
         streams = Streams(net, batch, size, leads=look.kind == "leader")
-        hit &= ~leader.leading(batch, size - 1) | (look.kind != "leader")
+        hit &= ~leader.leading(batch, size - 1)  # one position before these another block ends
     flat = hit.flatten().nonzero()[:, 0]
     noisy = tokens.masked_fill(hit, net.mask_id)
 

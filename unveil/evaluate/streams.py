@@ -34,7 +34,7 @@ class Streams:
         self.back = reading.lag(model) if leads else 0  # block diffusion reads a token where it stands
         shape = batch.tokens.shape
         length, device = shape[1], batch.tokens.device
-        rule = rules.teacher_forcing(length, size, token_causal=leads)
+        rule = rules.teacher_forcing(length, size, token_causal=leads and leader.token_causal(model))
         # The noisy copy stands before the clean one, as in training, so rule and positions are those of training.
         here = torch.arange(length, device=device)
         self.noisy = Context(
@@ -81,7 +81,8 @@ class Together:
         """(B, L) nats of what is `asked` of one of the copies, 0 elsewhere."""
         flat, length = asked.flatten().nonzero()[:, 0], asked.shape[1]
         drawn = Draw(hit, hit.float())
-        tokens, ctx = block.two_streams(self.batch, drawn, self.model.mask_id, self.size, token_causal=self.leads)
+        causal = self.leads and leader.token_causal(self.model)
+        tokens, ctx = block.two_streams(self.batch, drawn, self.model.mask_id, self.size, token_causal=causal)
         back = reading.lag(self.model) if self.leads else 0
         found = reading.logits(self.model, tokens, ctx, block.in_streams(flat, length, stream) - back)
         return placed(reading.surprise(found, self.batch.tokens.flatten()[flat]), flat, asked.shape)

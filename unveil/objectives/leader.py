@@ -40,10 +40,15 @@ def ask(model: Denoiser, batch: Batch, drawn: Draw, n: int, others: bool) -> tup
     length, targets, leads = batch.tokens.shape[1], batch.targets, leading(batch, n)
     asked = (drawn.hit, targets & leads, targets & ~leads & others)
     which = Reading(*(rows.flatten().nonzero()[:, 0] for rows in asked))
-    tokens, ctx = two_streams(batch, drawn, model.mask_id, n + 1, token_causal=True)
+    tokens, ctx = two_streams(batch, drawn, model.mask_id, n + 1, token_causal=token_causal(model))
     clean = torch.cat([which.leaders, which.others])
     read = torch.cat([in_streams(which.hidden, length, 0), in_streams(clean, length, 1)])
     return reading.logits(model, tokens, ctx, read - reading.lag(model)), which
+
+
+def token_causal(model: Denoiser) -> bool:
+    """Is committed text read token by token? A shifted block model reads it block by block (Fast-dLLM v2)."""
+    return model.attention.kind != "block"
 
 
 def leading(batch: Batch, n: int) -> Tensor:
