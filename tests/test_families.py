@@ -264,6 +264,8 @@ PUBLISHED = {  # family: the parent that computes the same, what to rename, the 
     "fast_dllm_qwen": ("Qwen2", SMALL, {}, {"model_type": "Fast_dLLM_Qwen", "mask_token_id": 63}, "block", True),
     "diffugpt": ("GPT2", GPT2, WRAPPER, {}, "full", True),
     "diffullama": ("Llama", SMALL, {}, {"mask_token_id": 63, "_name_or_path": "x/diffullama"}, "full", True),
+    "rnd1": ("Qwen3Moe", {**SPARSE, "norm_topk_prob": True}, {}, {"model_type": "rnd1"}, "full", True),
+    "sdar_moe": ("Qwen3Moe", {**SPARSE, "norm_topk_prob": True}, {}, {"model_type": "sdar_moe"}, "block", False),
     "sdar": ("Qwen3", {**SMALL, "head_dim": 8}, {}, {"model_type": "sdar", "mask_token_id": 63}, "block", False),
 }
 
