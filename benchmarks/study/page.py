@@ -60,16 +60,19 @@ class Study:
         """Tokens to the ratio of the bound to the continued parent's at as many, in every layout; means over seeds."""
         found: dict[str, dict[int, list[float]]] = {}
         for run in self.runs[name]:
-            same = [one for one in self.runs.get("continued", ()) if one["seed"] == run["seed"]]
-            against = dict(same[0]["curve"]) if same else {}
             for which, curve in (run.get("curves") or {"own": run["curve"]}).items():
                 marks = found.setdefault(which, {})
-                for tokens, nats in curve:
-                    if tokens and tokens in against:
-                        marks.setdefault(tokens, []).append(math.exp(nats - against[tokens]))
+                for tokens, ratio in self.against(run["seed"], curve):
+                    marks.setdefault(tokens, []).append(ratio)
         return {
             which: {tokens: statistics.fmean(each) for tokens, each in marks.items()} for which, marks in found.items()
         }
+
+    def against(self, seed: int, curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Tokens and the ratio to the parent continued on as many, after each point of a run's curve but the first."""
+        same = [one for one in self.runs.get("continued", ()) if one["seed"] == seed]
+        known = dict(same[0]["curve"]) if same else {}
+        return [(tokens, math.exp(nats - known[tokens])) for tokens, nats in curve if tokens and tokens in known]
 
     def drift(self, run: dict) -> float | None:
         """Relative change of the autoregressive mode from the parent's."""
@@ -205,38 +208,53 @@ def told(value: object) -> object:
 
 
 def figure(study: Study, path: Path) -> None:
-    """Bound against tokens, and generative perplexity against entropy where text was written; one colour an arm."""
+    """Bound and ratio against tokens, and generative perplexity against entropy where text was written; one colour an
+    arm."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    count = 2 if study.real else 1
-    plot, axes = pyplot.subplots(1, count, figsize=(6.5 * count, 5.2), squeeze=False)
+    panels = ["nats", *(["ratio"] if "continued" in study.runs else []), *(["text"] if study.real else [])]
+    plot, (row,) = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.2), squeeze=False)
+    axes = dict(zip(panels, row, strict=True))
     more = ["black", "navy", "maroon", "darkgreen", "indigo", "goldenrod", "deeppink", "teal", "slategray"]
     colours = dict(zip(ARMS, [f"C{i}" for i in range(10)] + more, strict=True))
     led = [name for name, every in study.runs.items() if every[0].get("curves")]
     for name, every in study.runs.items():
         style = {"color": colours[name], "linestyle": "--" if ARMS[name].control else "-", "label": name}
+        lines = [(style, [run["curve"] for run in every])]
         if [name] == led:  # a single leader model, whose every layout is shown
-            for which, line in zip(every[0]["curves"], ("-.", "-", ":"), strict=True):
-                said = f"{name}, {which.replace('_', ' of ')}"
-                falling(
-                    axes[0, 0], [run["curves"][which] for run in every], **{**style, "linestyle": line, "label": said}
+            lines = [
+                (
+                    {**style, "linestyle": dashes, "label": f"{name}, {which.replace('_', ' of ')}"},
+                    [run["curves"][which] for run in every],
                 )
-        else:
-            falling(axes[0, 0], [run["curve"] for run in every], **style)
+                for which, dashes in zip(every[0]["curves"], ("-.", "-", ":"), strict=True)
+            ]
+        for look, curves in lines:
+            falling(axes["nats"], curves, **look)
+            ratios = [study.against(run["seed"], curve) for run, curve in zip(every, curves, strict=True)]
+            if not ARMS[name].control and all(ratios):
+                falling(axes["ratio"], ratios, **look)
         if study.real:
-            spread(axes[0, 1], study.summary(name), study.plan.sample_steps, **style)
-    axes[0, 0].set(xlabel="tokens, millions", ylabel="held-out nats per token (bound; dashed: exact)")
+            spread(axes["text"], study.summary(name), study.plan.sample_steps, **style)
+    axes["nats"].set(xlabel="tokens, millions", ylabel="held-out nats per token (bound; dashed: exact)")
+    if "ratio" in axes:
+        said = "perplexity bound over that of the continued parent"
+        axes["ratio"].set(xlabel="tokens, millions", ylabel=said, yscale="log")
     if study.real:
-        right = axes[0, 1]
+        right = axes["text"]
         right.plot(study.real["entropy"], study.real["perplexity"], "k*", markersize=12, label="real text")
         right.set(xlabel="entropy of a text's tokens, nats", ylabel="perplexity under the parent", yscale="log")
         steps = ", ".join(map(str, study.plan.sample_steps))
         right.set_title(f"temperature {max(study.plan.temperatures):g}; steps {steps}", fontsize=9)
-    for each in axes[0]:
-        each.grid(alpha=0.3)
+    for each in row:
+        if each is axes.get("ratio"):
+            each.yaxis.set_major_formatter("{x:g}")
+            each.yaxis.set_minor_formatter("{x:g}")
+        each.grid(alpha=0.3, which="both" if each is axes.get("ratio") else "major")
+        each.tick_params(which="minor", labelsize=7)
         each.legend(fontsize=7)
     plot.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
