@@ -86,15 +86,15 @@ def begin(net: Transformer, lora: Lora, base: str, seed: int = 0) -> None:
     alone = {
         piece.ours[0].removesuffix(".weight"): (name.removesuffix(".weight"), piece.transposed)
         for name, piece in families.layout(family, net).items()
-        if len(piece.ours) == 1 and piece.index is None
+        if len(piece.ours) == 1 and piece.index is None and piece.pairs is None
     }
     layers = lora.layers(net)
     if not layers:
         raise ValueError(f"this network has none of the layers {lora.targets}: an adapter would change nothing")
     if joined := sorted({name.rpartition(".")[2] for name in layers if name not in alone}):
         raise ValueError(
-            f"checkpoints of the family {family.name} join {', '.join(joined)} in one tensor, where peft's layout has "
-            "no place for an adapter on each: choose other targets, or tune all weights"
+            f"checkpoints of the family {family.name} join {', '.join(joined)} in one tensor or keep it in another "
+            "order, where peft's layout has no place for our adapter: choose other targets, or tune all weights"
         )
     with opened(folder) as tensors:
         mark = fingerprint(tensors)

@@ -18,7 +18,8 @@ from ..nn.transformer import Shape, Transformer
 Names = dict[str, str | tuple[str, ...]]
 """Their module to ours. `#` stands for a layer number, a second `#` for an expert; `.T` for a weight stored (in, out);
 `[i]` for the i-th matrix of an expert; `.P` for a parameter, not a module; a tuple for several of ours that they keep
-joined along the output, with `.H` head by head.
+joined along the output, with `.H` head by head; `.R` for heads whose turned dimensions lie in pairs side by side, where
+ours are halves.
 """
 
 
@@ -45,6 +46,7 @@ class Piece:
     index: int | None = None
     transposed: bool = False
     heads: int = 1  # groups of rows in each, which take turns
+    pairs: tuple[int, int] | None = None  # of each so many rows the first so many are pairs: dimensions of a head
 
     def parts(self, ours: Mapping[str, Tensor]) -> list[Tensor]:
         """Views into our parameters, the way we keep them."""
@@ -59,7 +61,8 @@ class Piece:
     def put(self, ours: Mapping[str, Tensor], theirs: Tensor) -> None:
         """Copy their tensor into our parameters, whatever its type and device."""
         parts = self.parts(ours)
-        rows = (theirs.T if self.transposed else theirs).unflatten(0, (self.heads, -1))
+        rows = halves(theirs, *self.pairs) if self.pairs else theirs.T if self.transposed else theirs
+        rows = rows.unflatten(0, (self.heads, -1))
         for part, value in zip(parts, rows.split([len(part) // self.heads for part in parts], dim=1), strict=True):
             part.copy_(value.flatten(0, 1))
 
@@ -69,7 +72,22 @@ class Piece:
         rows = parts[0]
         if len(parts) > 1:
             rows = torch.cat([part.unflatten(0, (self.heads, -1)) for part in parts], 1).flatten(0, 1)
+        rows = side_by_side(rows, *self.pairs) if self.pairs else rows
         return (rows.T if self.transposed else rows).contiguous()
+
+
+def halves(rows: Tensor, size: int, turned: int) -> Tensor:
+    """Of every `size` rows the first `turned`, pair by pair, as all firsts of pairs and then all seconds."""
+    heads = rows.unflatten(0, (-1, size))
+    first = heads[:, :turned].unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+    return torch.cat([first, heads[:, turned:]], 1).flatten(0, 1)
+
+
+def side_by_side(rows: Tensor, size: int, turned: int) -> Tensor:
+    """What `halves` undoes."""
+    heads = rows.unflatten(0, (-1, size))
+    first = heads[:, :turned].unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return torch.cat([first, heads[:, turned:]], 1).flatten(0, 1)
 
 
 def layout(family: Family, model: Transformer) -> dict[str, Piece]:
@@ -83,7 +101,8 @@ def layout(family: Family, model: Transformer) -> dict[str, Piece]:
         for numbers in itertools.product(*(layers, experts)[: theirs.count("#")]):
             names = [fill(each, numbers) for each in patterns]
             turned, heads = names[0].endswith(".T"), model.s.heads if names[0].endswith(".H") else 1
-            names = [name.removesuffix(".T").removesuffix(".H") for name in names]
+            pairs = (model.s.head_size, model.s.turned or model.s.head_size) if names[0].endswith(".R") else None
+            names = [re.sub(r"\.[THR]$", "", name) for name in names]
             if names[0].endswith(".P"):
                 if (name := names[0].removesuffix(".P")) in ours:
                     found[fill(theirs, numbers)] = Piece((name,))
@@ -96,7 +115,9 @@ def layout(family: Family, model: Transformer) -> dict[str, Piece]:
             for leaf in ("weight", "bias"):
                 full = tuple(f"{name}.{leaf}" for name in names)
                 if full[0] in ours:
-                    found[f"{fill(theirs, numbers)}.{leaf}"] = Piece(full, None, turned and leaf == "weight", heads)
+                    found[f"{fill(theirs, numbers)}.{leaf}"] = Piece(
+                        full, None, turned and leaf == "weight", heads, pairs
+                    )
     covered = {name for piece in found.values() for name in piece.ours}
     assert covered == set(ours), f"{family.name} has no names for {sorted(set(ours) - covered)[:3]}"
     return found

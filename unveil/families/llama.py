@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 from ..nn.transformer import Shape, Stretch
@@ -28,7 +29,11 @@ NAMES: Names = {
 
 def renamed(new: Names) -> Names:
     """Llama's names, but for the modules that `new` names."""
-    named = {each for ours in new.values() for each in (ours if isinstance(ours, tuple) else (ours,))}
+    named = {
+        re.sub(r"\.[THR]$", "", each)
+        for ours in new.values()
+        for each in (ours if isinstance(ours, tuple) else (ours,))
+    }
     return {theirs: ours for theirs, ours in NAMES.items() if ours not in named} | new
 
 
