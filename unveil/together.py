@@ -11,7 +11,7 @@ from torch import Tensor
 from .canvas import Canvas
 from .context import Ask, Context, Rule, Store, Window, causal
 from .denoiser import Denoiser
-from .nn.transformer import Transformer
+from .nn.transformer import Sight, Transformer
 from .sample import Passes
 
 MOST = 4096  # positions in one model call; beyond it a longer call is no faster and takes more memory
@@ -98,10 +98,6 @@ def call(network: Transformer, asks: Sequence[Ask]) -> Sequence[Tensor]:
     )
     logits = network(torch.cat([part.tokens for part in parts])[None], context)
     return logits.split([len(read) for read in reads])
-
-
-Sight = tuple[Tensor | None, bool]
-"""(R or 1, 1, W, K) bool, who looks at whom, or None; and whether that is simply causal."""
 
 
 @dataclass(frozen=True)

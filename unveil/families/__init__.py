@@ -171,6 +171,12 @@ def only(config: dict, key: str, allowed: tuple, default: object) -> None:
         raise ValueError(f"config.json has {key} = {value!r}, and only {choices} is supported for this family")
 
 
+def layer_types(config: dict, layers: int, every: int) -> list[str]:
+    """What the config says of each layer; else every `every`-th sees everything and the others a window."""
+    usual = ["sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)]
+    return config.get("layer_types") or usual
+
+
 def wide(kinds: Iterable[str]) -> frozenset[int]:
     """The layers that see everything, by a config's `layer_types`."""
     return frozenset(layer for layer, kind in enumerate(kinds) if kind == "full_attention")

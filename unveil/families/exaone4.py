@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..nn.transformer import Shape
-from . import Family, llama, olmo2, wide
+from . import Family, layer_types, llama, olmo2, wide
 
 
 def shape(config: dict) -> Shape:
@@ -14,10 +14,8 @@ def shape(config: dict) -> Shape:
     if window is None:
         return s
     every = len(every) if isinstance(every, str) else every  # "LLLG" stands for 4
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(s.layers)
-    ]
-    return replace(s, sliding=window, far=wide(kinds), unturned=wide(kinds))
+    far = wide(layer_types(config, s.layers, every))
+    return replace(s, sliding=window, far=far, unturned=far)
 
 
 FAMILY = Family("exaone4", shape, olmo2.NAMES, prefix="model.")

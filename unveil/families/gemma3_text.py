@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..nn.transformer import Shape
-from . import Family, Names, gemma, llama, only, wide
+from . import Family, Names, gemma, layer_types, llama, only, wide
 
 LAYER = "model.layers.#"
 NAMES: Names = llama.renamed(
@@ -28,16 +28,13 @@ def shape(config: dict) -> Shape:
         config["rope_local_base_freq"] = near["rope_theta"]
     s = gemma.shape({"rope_theta": 1e6, "max_position_embeddings": 131072, **config})
     every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(s.layers)
-    ]
     return replace(
         s,
         order="both",
         qk_norm="head",
         gains=replace(s.gains, queries=(s.head_size / config.get("query_pre_attn_scalar", 256)) ** 0.5),
         sliding=config.get("sliding_window", 4096),
-        far=wide(kinds),
+        far=wide(layer_types(config, s.layers, every)),
         theta_near=float(config.get("rope_local_base_freq", 1e4)),
     )
 

@@ -7,21 +7,18 @@ from dataclasses import replace
 from ..attention import Attention
 from ..nn.moe import Mixture
 from ..nn.transformer import Shape
-from . import Family, Names, llama, mask_of, only
+from . import Family, Names, llama, mask_of, olmoe, only
 
 LAYER = "model.layers.#"
 NAMES: Names = llama.renamed(
-    {
+    olmoe.experts()
+    | {
         "model.word_embeddings": "embed",
         f"{LAYER}.attention.query_key_value": tuple(f"blocks.#.attention.{each}" for each in "qkv"),
         f"{LAYER}.attention.query_layernorm": "blocks.#.attention.q_norm",
         f"{LAYER}.attention.key_layernorm": "blocks.#.attention.k_norm",
         f"{LAYER}.attention.dense": "blocks.#.attention.out",
-        f"{LAYER}.mlp.gate": "blocks.#.mlp.router",
         f"{LAYER}.mlp.gate.expert_bias": "blocks.#.mlp.bias.P",
-        f"{LAYER}.mlp.experts.#.gate_proj": "blocks.#.mlp.weights.#[0]",
-        f"{LAYER}.mlp.experts.#.up_proj": "blocks.#.mlp.weights.#[1]",
-        f"{LAYER}.mlp.experts.#.down_proj": "blocks.#.mlp.weights.#[2].T",
         **{f"{LAYER}.mlp.shared_experts.{each}_proj": f"blocks.#.mlp.shared.{each}" for each in ("gate", "up", "down")},
     }
 )
@@ -53,7 +50,7 @@ def shape(config: dict) -> Shape:
         mask_id=mask_of(config, 156895),
         biases=frozenset(biases | ({"out"} if config.get("use_bias") else set())),
         qk_norm="head" if config.get("use_qk_norm", True) else None,
-        turned=share if share < s.head_size else None,
+        turned=share,
         mixture=mixture,
     )
 

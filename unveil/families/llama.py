@@ -37,6 +37,11 @@ def renamed(new: Names) -> Names:
     return {theirs: ours for theirs, ours in NAMES.items() if ours not in named} | new
 
 
+def theta(config: dict, usual: float = 1e4) -> float:
+    """`rope_theta`, which newer configs put into `rope_parameters`."""
+    return float(config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", usual))
+
+
 def stretch(config: dict) -> Stretch | None:
     """`rope_scaling`, or `rope_parameters` as newer configs call it."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
@@ -83,7 +88,7 @@ def shape(config: dict) -> Shape:
         hidden=config["intermediate_size"],
         head_size=config.get("head_dim") or width // heads,
         context=config.get("max_position_embeddings", 2048),
-        theta=float(config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 1e4)),
+        theta=theta(config),
         stretch=stretch(config),
         eps=config.get("rms_norm_eps", 1e-6),
         biases=frozenset(biases | ({"mlp"} if config.get("mlp_bias") else set())),

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..nn.transformer import Shape
-from . import Family, olmo2, wide
+from . import Family, layer_types, olmo2, wide
 
 
 def shape(config: dict) -> Shape:
     s = olmo2.shape(config)
-    kinds = config.get("layer_types") or [
-        "full_attention" if layer % 4 == 3 else "sliding_attention" for layer in range(s.layers)
-    ]
+    far = wide(layer_types(config, s.layers, 4))
     # Where the context was stretched, layers with a window were not.
-    return replace(s, sliding=config.get("sliding_window", 4096), far=wide(kinds), theta_near=s.theta)
+    return replace(s, sliding=config.get("sliding_window", 4096), far=far, theta_near=s.theta)
 
 
 FAMILY = Family("olmo3", shape, olmo2.NAMES, prefix="model.")

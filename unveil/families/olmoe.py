@@ -8,12 +8,19 @@ from ..nn.moe import Mixture
 from ..nn.transformer import Shape
 from . import Family, Names, llama
 
-NAMES: Names = llama.NAMES | {
-    "model.layers.#.mlp.gate": "blocks.#.mlp.router",
-    "model.layers.#.mlp.experts.#.gate_proj": "blocks.#.mlp.weights.#[0]",
-    "model.layers.#.mlp.experts.#.up_proj": "blocks.#.mlp.weights.#[1]",
-    "model.layers.#.mlp.experts.#.down_proj": "blocks.#.mlp.weights.#[2].T",
-}
+
+def experts(module: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Names:
+    """A router and its experts, by what they call the module and the matrices of one expert."""
+    there = f"model.layers.#.{module}"
+    return {
+        f"{there}.gate": "blocks.#.mlp.router",
+        f"{there}.experts.#.{gate}": "blocks.#.mlp.weights.#[0]",
+        f"{there}.experts.#.{up}": "blocks.#.mlp.weights.#[1]",
+        f"{there}.experts.#.{down}": "blocks.#.mlp.weights.#[2].T",
+    }
+
+
+NAMES: Names = llama.NAMES | experts()
 
 
 def shape(config: dict) -> Shape:

@@ -18,7 +18,7 @@ NAMES: Names = llama.renamed(
 def shape(config: dict) -> Shape:
     s = llama.shape({"rms_norm_eps": 1e-5, **config, "partial_rotary_factor": 1.0, "attention_bias": False})
     share = config.get("partial_rotary_factor") or 1.0
-    return replace(s, sliding=config.get("sliding_window"), turned=int(s.head_size * share) if share < 1 else None)
+    return replace(s, sliding=config.get("sliding_window"), turned=int(s.head_size * share))
 
 
 FAMILY = Family("phi3", shape, NAMES, prefix="model.")

@@ -28,6 +28,9 @@ from .norm import RMSNorm
 Turn = tuple[Tensor, Tensor]
 """Cosines and signed sines of the rotary angles, (P, W, 1, D) each."""
 
+Sight = tuple[Tensor | None, bool]
+"""(P, 1, W, K) bool, who looks at whom, or None; and whether that is simply causal."""
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -292,9 +295,9 @@ class Transformer(Denoiser):
         self.tie()
         # Do only some of the layers see less far, or are positions told otherwise there?
         self.mixes = s.sliding is not None and (bool(s.far) or s.theta_near is not None)
+        self.near = s if s.theta_near is None else replace(s, theta=s.theta_near, stretch=None)
         self.freq = frequencies(s)  # no buffer: it must stay float32 whatever the weights become
-        near = replace(s, theta=s.theta_near, stretch=None) if s.theta_near is not None else s
-        self.freq_near = frequencies(near)
+        self.freq_near = frequencies(self.near)
         self.initialise()
 
     def tie(self) -> None:
@@ -318,15 +321,14 @@ class Transformer(Denoiser):
         """Rotary angles, once for all layers, or for all that see less far."""
         if self.freq.device != positions_PW.device:
             self.freq, self.freq_near = (freq.to(positions_PW.device) for freq in (self.freq, self.freq_near))
-        angle = (positions_PW[..., None].float() * (self.freq_near if near else self.freq))[:, :, None]
+        s, freq = (self.near, self.freq_near) if near else (self.s, self.freq)
+        angle = (positions_PW[..., None].float() * freq)[:, :, None]
         cos, sin = angle.cos(), angle.sin()
-        if self.s.stretch is not None and self.s.stretch.gain != 1 and not (near and self.s.theta_near is not None):
-            cos, sin = cos * self.s.stretch.gain, sin * self.s.stretch.gain
+        if s.stretch is not None and s.stretch.gain != 1:
+            cos, sin = cos * s.stretch.gain, sin * s.stretch.gain
         return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
-    def look(
-        self, ctx: Context, window: Window, positions_PW: Tensor, near: bool = False
-    ) -> tuple[Tensor | None, bool]:
+    def look(self, ctx: Context, window: Window, positions_PW: Tensor, near: bool = False) -> Sight:
         """The mask of the pass, narrowed to the sliding window of all layers, or, `near`, of those that have one."""
         known = max(window.stop, ctx.store.length if ctx.store else 0)
         far = self.s.sliding if near or not self.mixes else None
